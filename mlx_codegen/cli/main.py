@@ -1,0 +1,71 @@
+"""`mlx-codegen`: all commands in one program, and the one place where an error becomes a line and an exit status."""
+
+import errno
+import os
+import sys
+
+import click
+import typer
+
+from mlx_codegen.cli import demo, doctor, generate, prepare, sizes, tokenizer, train
+from mlx_codegen.errors import UserError
+
+app = typer.Typer(
+    name="mlx-codegen",
+    help="Train a small English-and-bash model on your own machine, and generate scripts with it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command()(train.train)
+app.command()(generate.generate)
+app.command()(demo.demo)
+app.command()(prepare.prepare)
+app.command()(sizes.sizes)
+app.command()(doctor.doctor)
+app.add_typer(tokenizer.app, name="tokenizer")
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run a command. What the person can put right is one line on stderr and exit status 2."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line (without the program's name) and return its exit status."""
+    command = typer.main.get_command(app)
+    try:
+        status = command.main(arguments, prog_name="mlx-codegen", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except UserError as error:
+        return _fail(str(error))
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 2
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        where = f" (see {context.command_path} --help)" if context is not None else ""
+        return _fail(f"{error.format_message()}{where}")
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our pipe has gone, which is its right; Python must not complain at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        return _fail(f"no space left on disk while writing {error.filename or 'a file'}; free some and run the same command again")
+
+
+def _fail(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""`mlx-codegen prepare`: tokenizer and token files of a run, without training yet."""
+
+from mlx_codegen.cli.runs import (
+    CodeDataOption,
+    ConfigArgument,
+    LanguageDataOption,
+    NameOption,
+    SetOption,
+    config_from_options,
+    run_folder,
+)
+
+
+def prepare(
+    config: ConfigArgument,
+    name: NameOption = None,
+    overrides: SetOption = None,
+    language_data: LanguageDataOption = None,
+    code_data: CodeDataOption = None,
+) -> None:
+    """Read, clean, split and tokenise the data of a run; training then starts at once.
+
+    Example: mlx-codegen prepare configs/tiny.yaml --code-data my_scripts/
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from mlx_codegen.cli.display import TrainingDisplay
+    from mlx_codegen.data.prepare import read_manifest
+    from mlx_codegen.training.phases import prepare_run
+
+    folder = run_folder(name, config)
+    settings = config_from_options(config, overrides, language_data, code_data)
+    with TrainingDisplay() as display:
+        prepare_run(folder, settings, settings.phase_names(), display)
+    table = Table("phase", "source", "split", "documents", "tokens", "MB", "duplicates", "files left out")
+    for phase in settings.phase_names():
+        for source in read_manifest(folder.data(phase))["sources"]:
+            counts = source["counts"]
+            for split in ("train", "validation"):
+                once = (str(counts["duplicates"]), str(len(counts["skipped_files"]))) if split == "train" else ("", "")
+                size = counts[split]
+                megabytes = f"{size['text_bytes'] / 1e6:.2f}"
+                table.add_row(phase, source["name"], split, f"{size['documents']:,}", f"{size['tokens']:,}", megabytes, *once)
+    Console().print(table)

@@ -1,0 +1,1 @@
+"""From where text is to batches of tokens: sources, preparation, packed batches."""

@@ -1,0 +1,339 @@
+"""Documents to token files: clean, drop duplicates, split, tokenise, write, remember what was done.
+
+A prepared phase is a folder: for each source and split a `.bin` file of uint16 token ids (documents one after the
+other, each closed by end-of-text), an `.idx` file of uint64 positions where documents end, and one `manifest.json`.
+Nothing of the corpus is kept in memory: text passes through in batches and the set of seen documents is a database.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+
+from mlx_codegen.config import PhaseConfig, SourceConfig, repository_folder
+from mlx_codegen.data.sources import read_documents, source_files
+from mlx_codegen.errors import UserError
+from mlx_codegen.observer import Observer
+from mlx_codegen.tokenizer import Tokenizer
+
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
+# Part of the fingerprint: raise it when the same sources would give other token files.
+PREPARE_VERSION = 1
+# Text handed to the tokenizer at once: enough to keep its threads busy, small beside any model.
+BATCH_CHARACTERS = 4_000_000
+TOKEN_DTYPE = np.dtype("<u2")
+INDEX_DTYPE = np.dtype("<u8")
+
+
+@dataclass
+class SplitCounts:
+    """Size of one token file."""
+
+    documents: int = 0
+    tokens: int = 0
+    text_bytes: int = 0
+    sha256: str = ""
+
+
+@dataclass
+class SourceCounts:
+    """What became of one source."""
+
+    train: SplitCounts = field(default_factory=SplitCounts)
+    validation: SplitCounts = field(default_factory=SplitCounts)
+    duplicates: int = 0
+    empty: int = 0
+    skipped_files: list[str] = field(default_factory=list)
+
+
+def prepare_phase(
+    folder: Path, phase: PhaseConfig, tokenizer: Tokenizer, seed: int, observer: Observer | None = None
+) -> dict[str, Any]:
+    """Make the token files of a phase in `folder`, or find them there unchanged. Returns the manifest.
+
+    The folder appears whole or not at all. Raises UserError for unreadable sources and for a corpus without text.
+    """
+    observer = observer or Observer()
+    fingerprint = phase_fingerprint(phase, tokenizer, seed)
+    manifest = read_manifest(folder) if (folder / "manifest.json").exists() else None
+    if manifest is not None and manifest["fingerprint"] == fingerprint and token_files_whole(folder, manifest):
+        observer.on_message(f"token files in {folder} are up to date")
+        return manifest
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        counts = _write_split_sources(partial, phase, tokenizer, seed, observer)
+        manifest = _manifest(phase, tokenizer, fingerprint, counts)
+        (partial / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _replace_folder(partial, folder)
+    except sqlite3.OperationalError as error:  # the only way that a fresh database of ours fails: no space
+        raise UserError(f"cannot write in {partial.parent} ({error}); free some disk space and run again") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a prepared folder. Raises UserError where it is missing or damaged."""
+    file = folder / "manifest.json"
+    try:
+        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        manifest["fingerprint"], manifest["tokenizer_hash"], manifest["sources"]
+        return manifest
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{file}: missing or damaged; remove {folder} and prepare the data again") from None
+
+
+def token_files_whole(folder: Path, manifest: dict[str, Any]) -> bool:
+    """True if every token file has the size that the manifest says."""
+    for source in manifest["sources"]:
+        for split in SPLITS:
+            counts = source["counts"][split]
+            for suffix, size in ((".bin", 2 * counts["tokens"]), (".idx", 8 * counts["documents"])):
+                file = folder / f"{source['name']}-{split}{suffix}"
+                if not file.exists() or file.stat().st_size != size:
+                    return False
+    return True
+
+
+def phase_fingerprint(phase: PhaseConfig, tokenizer: Tokenizer, seed: int) -> str:
+    """Changes when the token files would: sources, files' sizes and times, tokenizer, split, seed."""
+    parts = {
+        "version": PREPARE_VERSION,
+        "tokenizer": tokenizer.hash,
+        "validation_fraction": phase.validation_fraction,
+        "seed": seed,
+        "sources": [_source_fingerprint(source) for source in phase.sources],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def document_hash(document: str) -> int:
+    """64 bits of the document's content: names it in the duplicate check and decides its split."""
+    return int.from_bytes(hashlib.blake2b(document.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def split_of(document_number: int, validation_fraction: float) -> Split:
+    """The split of a document, from its hash alone: it never moves when the corpus grows."""
+    return "validation" if document_number / 2**64 < validation_fraction else "train"
+
+
+def clean(document: str) -> str:
+    """Unix line ends, no byte-order mark, no NUL, no lone surrogates, one newline at the end; blanks and tabs stay."""
+    text = document.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
+    text = text.encode("utf-8", "ignore").decode("utf-8")
+    return text.strip("\n").rstrip() + "\n" if text.strip() else ""
+
+
+def training_texts(phases: Iterable[PhaseConfig], budget_bytes: int, seed: int) -> Iterator[str]:
+    """Documents that train the tokenizer: an even share of the budget from each phase and source, train split only.
+
+    From each source the documents with the smallest hashes are taken, which is a random sample that does not depend
+    on their order; at most `50 x budget` of a source is read for it.
+    """
+    phases = list(phases)
+    for phase in phases:
+        share = budget_bytes // len(phases) // len(phase.sources)
+        for source in phase.sources:
+            yield from _sample(source, phase.validation_fraction, share, seed)
+
+
+def _sample(source: SourceConfig, validation_fraction: float, budget: int, seed: int) -> Iterator[str]:
+    import heapq
+
+    kept: list[tuple[int, str]] = []  # a heap with the largest hash on top
+    kept_characters = read_characters = 0
+    for raw in read_documents(source, seed):
+        document = clean(raw)
+        number = document_hash(document)
+        read_characters += len(document)
+        if document and split_of(number, validation_fraction) == "train":
+            heapq.heappush(kept, (-number, document))
+            kept_characters += len(document)
+            while kept_characters > budget and len(kept) > 1:
+                kept_characters -= len(heapq.heappop(kept)[1])
+        if read_characters > 50 * budget:
+            break
+    for _, document in sorted(kept, reverse=True):
+        yield document
+
+
+def _source_fingerprint(source: SourceConfig) -> dict[str, Any]:
+    described: dict[str, Any] = source.model_dump(exclude={"weight"})
+    path = Path(str(source.path)).expanduser() if source.path is not None else None
+    if source.bundled is not None:
+        path = repository_folder("data") / source.bundled
+    if path is not None:
+        stats = [(str(file), file.stat()) for file in _bundled_or_source_files(path, source)]
+        described["files"] = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return described
+
+
+def _bundled_or_source_files(path: Path, source: SourceConfig) -> list[Path]:
+    if source.bundled is not None:
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    return source_files(path)
+
+
+def _write_split_sources(
+    folder: Path, phase: PhaseConfig, tokenizer: Tokenizer, seed: int, observer: Observer
+) -> list[SourceCounts]:
+    """Write all sources; if chance left a split of a small corpus empty, again with one document for validation."""
+    counts, smallest = _write_sources(folder, phase, phase.validation_fraction, tokenizer, seed, observer)
+    names = ", ".join(source.name for source in phase.sources)
+    train = sum(source.train.documents for source in counts)
+    validation = sum(source.validation.documents for source in counts)
+    if train + validation == 0:
+        raise UserError(f"the corpus is empty: no text in {names}; check the path, or use a bundled source")
+    if train + validation == 1:
+        raise UserError(f"the corpus has one document ({names}); training needs one more to validate on")
+    if train == 0 or validation == 0:
+        observer.on_message(f"{names}: so few documents that one is taken for validation")
+        counts, _ = _write_sources(folder, phase, math.nextafter(smallest / 2**64, 1.0), tokenizer, seed, observer)
+    return counts
+
+
+def _write_sources(
+    folder: Path, phase: PhaseConfig, validation_fraction: float, tokenizer: Tokenizer, seed: int, observer: Observer
+) -> tuple[list[SourceCounts], int]:
+    """Write all sources' token files; returns their counts and the smallest document hash."""
+    seen = _SeenDocuments(folder / "seen.sqlite")
+    try:
+        counts = [
+            _write_source(folder, source, validation_fraction, tokenizer, seen, seed, observer)
+            for source in phase.sources
+        ]
+        return counts, seen.smallest()
+    finally:
+        seen.close()
+
+
+def _write_source(
+    folder: Path,
+    source: SourceConfig,
+    validation_fraction: float,
+    tokenizer: Tokenizer,
+    seen: "_SeenDocuments",
+    seed: int,
+    observer: Observer,
+) -> SourceCounts:
+    counts = SourceCounts()
+    writers = {split: _TokenWriter(folder / f"{source.name}-{split}") for split in SPLITS}
+    pending: list[tuple[Split, str]] = []
+    pending_characters = 0
+
+    def flush() -> None:
+        ids = tokenizer.encode_batch([text for _, text in pending], num_threads=os.cpu_count() or 1)
+        for (split, text), document_ids in zip(pending, ids, strict=True):
+            writers[split].write(document_ids, tokenizer.end_of_text_id, len(text.encode()))
+        pending.clear()
+        observer.on_prepare(source.name, *_progress(writers))
+
+    try:
+        for raw in read_documents(source, seed, counts.skipped_files.append):
+            document = clean(raw)
+            number = document_hash(document)
+            if not document:
+                counts.empty += 1
+            elif not seen.add(number):
+                counts.duplicates += 1
+            else:
+                pending.append((split_of(number, validation_fraction), document))
+                pending_characters += len(document)
+            if pending_characters >= BATCH_CHARACTERS:
+                flush()
+                pending_characters = 0
+        flush()
+    finally:
+        counts.train, counts.validation = (writers[split].close() for split in SPLITS)
+    return counts
+
+
+def _progress(writers: "dict[Split, _TokenWriter]") -> tuple[int, int]:
+    counts = [writer.counts for writer in writers.values()]
+    return sum(count.documents for count in counts), sum(count.text_bytes for count in counts)
+
+
+class _TokenWriter:
+    """Appends documents to one `.bin` and `.idx` pair."""
+
+    def __init__(self, stem: Path) -> None:
+        self.counts = SplitCounts()
+        self._tokens: BinaryIO = stem.with_name(stem.name + ".bin").open("wb")
+        self._index: BinaryIO = stem.with_name(stem.name + ".idx").open("wb")
+        self._hash = hashlib.sha256()
+
+    def write(self, ids: list[int], end_of_text_id: int, text_bytes: int) -> None:
+        data = np.array([*ids, end_of_text_id], dtype=TOKEN_DTYPE).tobytes()
+        self.counts.documents += 1
+        self.counts.tokens += len(ids) + 1
+        self.counts.text_bytes += text_bytes
+        self._tokens.write(data)
+        self._hash.update(data)
+        self._index.write(np.array([self.counts.tokens], dtype=INDEX_DTYPE).tobytes())
+
+    def close(self) -> SplitCounts:
+        self.counts.sha256 = self._hash.hexdigest()
+        for stream in (self._tokens, self._index):
+            stream.flush()
+            os.fsync(stream.fileno())
+            stream.close()
+        return self.counts
+
+
+class _SeenDocuments:
+    """The hashes of all documents so far, on disk: a Python set of them would grow with the corpus."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._database = sqlite3.connect(file, isolation_level=None)
+        self._database.execute("PRAGMA journal_mode = OFF")
+        self._database.execute("PRAGMA synchronous = OFF")
+        self._database.execute("PRAGMA cache_size = -32000")  # KiB
+        self._database.execute("CREATE TABLE seen (hash INTEGER PRIMARY KEY)")
+        self._database.execute("BEGIN")
+
+    def add(self, number: int) -> bool:
+        """True if the document is new."""
+        signed = number - 2**63  # SQLite's integers are signed
+        return self._database.execute("INSERT OR IGNORE INTO seen VALUES (?)", (signed,)).rowcount == 1
+
+    def smallest(self) -> int:
+        """The smallest number so far; 0 if there is none."""
+        (signed,) = self._database.execute("SELECT min(hash) FROM seen").fetchone()
+        return 0 if signed is None else int(signed) + 2**63
+
+    def close(self) -> None:
+        self._database.close()
+        self._file.unlink(missing_ok=True)
+
+
+def _manifest(
+    phase: PhaseConfig, tokenizer: Tokenizer, fingerprint: str, counts: list[SourceCounts]
+) -> dict[str, Any]:
+    return {
+        "fingerprint": fingerprint,
+        "tokenizer_hash": tokenizer.hash,
+        "vocab_size": tokenizer.vocab_size,
+        "dtype": "uint16",
+        "sources": [
+            {"name": source.name, "settings": source.model_dump(exclude_none=True), "counts": asdict(count)}
+            for source, count in zip(phase.sources, counts, strict=True)
+        ],
+    }
+
+
+def _replace_folder(new: Path, old: Path) -> None:
+    """Rename into place. The old folder goes first: a crash in between leaves none, and preparing runs again."""
+    shutil.rmtree(old, ignore_errors=True)
+    new.rename(old)

@@ -1,0 +1,304 @@
+"""The bundled bash tasks: YAML files of prompts and a script template, rendered into training documents by seed.
+
+`data/README.md` describes the files. Three rules tie a script to its prompt:
+
+- a slot that the chosen prompt names has the same fresh value in both;
+- a slot that it does not name becomes the slot's `default` in the script, usually an argument: `${1:?directory}`;
+- a variant that some prompts mention keeps its first value when the chosen prompt does not mention it,
+  so that a script never does what nobody asked for. Variants that no prompt mentions are style and vary freely.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from jinja2 import Environment, StrictUndefined, Template, TemplateError, meta
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from mlx_codegen.errors import UserError
+
+SHEBANG = "#!/bin/bash\n"
+WORDS_FILE = "slots.yaml"
+BUILT_IN = frozenset({"lead", "given"})
+"""Names that every template may use: a way to open a prompt, and the set of slots that the prompt names."""
+
+# Jinja's own comment mark `{#` is bash's `${#name}`, the length of a variable; these marks mean nothing in bash.
+_TEMPLATES = Environment(
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    comment_start_string="<##",
+    comment_end_string="##>",
+)
+_HOLE = re.compile(r"\{([a-z_]+|\d+-\d+)\}")
+
+Variant = bool | int | str
+Kind = Literal["script", "command"]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """A checked part of a YAML file; a key that nobody knows is a mistake."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Words(Strict):
+    """The generators of fresh values: each type is a list of patterns whose `{holes}` name other types or a range."""
+
+    leads: dict[Kind, list[str]]
+    types: dict[str, list[str]]
+
+    @field_validator("types")
+    @classmethod
+    def _holes_are_known(cls, types: dict[str, list[str]]) -> dict[str, list[str]]:
+        above: set[str] = set()
+        for name, patterns in types.items():
+            if not patterns:
+                raise ValueError(f"type {name} has no patterns")
+            for hole in _HOLE.findall(" ".join(patterns)):
+                # Only types above it: then no type can contain itself
+                if hole[0].isalpha() and hole not in above:
+                    raise ValueError(f"type {name} refers to {hole}, which is no type above it")
+            above.add(name)
+        return types
+
+    def fresh(self, type_name: str, rng: random.Random) -> str:
+        """Returns a plausible value of this type."""
+
+        def fill(hole: re.Match[str]) -> str:
+            if hole[1][0].isdigit():
+                low, high = hole[1].split("-")
+                return str(rng.randrange(int(low), int(high) + 1))
+            return self.fresh(hole[1], rng)
+
+        return _HOLE.sub(fill, rng.choice(self.types[type_name]))
+
+
+class Slot(Strict):
+    """A value that varies, and what the script says when the prompt does not name it."""
+
+    type: str
+    default: str | None = None
+
+
+class TaskFile(Strict):
+    """The keys of one task's YAML file."""
+
+    kind: Kind = "script"
+    prompts: list[str] = Field(min_length=1)
+    slots: dict[str, Slot] = {}
+    variants: dict[str, list[Variant]] = {}
+    script: str
+    setup: str = ""
+    check: str = ""
+
+    @field_validator("slots", mode="before")
+    @classmethod
+    def _short_slots(cls, slots: object) -> object:
+        """Reads `source: directory` as `source: {type: directory}`."""
+        if not isinstance(slots, dict):
+            return slots
+        return {name: {"type": slot} if isinstance(slot, str) else slot for name, slot in slots.items()}
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _short_variants(cls, variants: object) -> object:
+        """Reads a variant without values as off or on."""
+        if not isinstance(variants, dict):
+            return variants
+        return {name: [False, True] if values is None else values for name, values in variants.items()}
+
+
+@dataclass(frozen=True)
+class Text:
+    """A compiled template and the names it uses."""
+
+    template: Template
+    names: frozenset[str]
+
+
+@cache
+def _compile(source: str) -> Text:
+    """Compiles a template, once for every source; raises jinja2.TemplateError when it is none."""
+    return Text(_TEMPLATES.from_string(source), frozenset(meta.find_undeclared_variables(_TEMPLATES.parse(source))))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: its file, where it was found, and the words to fill it with."""
+
+    name: str
+    category: str
+    file: TaskFile
+    words: Words
+
+    @cached_property
+    def prompts(self) -> list[Text]:
+        """The compiled prompts, in the file's order."""
+        return [_compile(prompt) for prompt in self.file.prompts]
+
+    @cached_property
+    def script(self) -> Text:
+        """The compiled script."""
+        return _compile(self.file.script)
+
+    @cached_property
+    def mentioned(self) -> frozenset[str]:
+        """All the names that at least one prompt uses."""
+        return frozenset().union(*(prompt.names for prompt in self.prompts))
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """One prompt with its script, and the choices that made them."""
+
+    task: str
+    category: str
+    kind: Kind
+    prompt: str
+    script: str
+    values: dict[str, str]
+    """A fresh value for every slot, those that the prompt does not name included: a check passes them as arguments."""
+    variants: dict[str, Variant]
+    given: frozenset[str]
+    """The slots that the prompt names."""
+
+    @property
+    def document(self) -> str:
+        """The training text: the prompt is a comment, after the shebang where there is one."""
+        if self.kind == "command":
+            return f"# {self.prompt}\n{self.script}"
+        return f"{SHEBANG}# {self.prompt}\n{self.script.removeprefix(SHEBANG)}"
+
+
+def load_tasks(folder: Path) -> list[Task]:
+    """Returns the tasks of `folder/<category>/<task>.yaml`, sorted by name; raises UserError for the first bad file."""
+    words = _parse(folder / WORDS_FILE, Words)
+    tasks: dict[str, Task] = {}
+    for path in sorted(folder.glob("*/*.yaml")):
+        if path.stem in tasks:
+            raise UserError(f"{path}: name: another task is called {path.stem}, in {tasks[path.stem].category}")
+        task = Task(path.stem, path.parent.name, _parse(path, TaskFile), words)
+        _check(path, task)
+        tasks[task.name] = task
+    if not tasks:
+        raise UserError(f"{folder}: no tasks here: expected <category>/<task>.yaml")
+    return [tasks[name] for name in sorted(tasks)]
+
+
+def render(task: Task, rng: random.Random) -> Rendering:
+    """Draws a prompt, variants and values, and returns the script that answers exactly that prompt."""
+    prompt = rng.choice(task.prompts)
+    given = prompt.names & task.file.slots.keys()
+    values = _fresh_values(task, rng)
+    variants = {name: rng.choice(choices) for name, choices in task.file.variants.items()}
+    for name in task.mentioned - prompt.names:
+        if name in variants:
+            variants[name] = task.file.variants[name][0]
+    said = {name: value if name in given else task.file.slots[name].default for name, value in values.items()}
+    lead = rng.choice(task.words.leads[task.file.kind])
+    return Rendering(
+        task=task.name,
+        category=task.category,
+        kind=task.file.kind,
+        prompt=prompt.template.render(**values, **variants, lead=lead),
+        script=task.script.template.render(**said, **variants, given=given),
+        values=values,
+        variants=variants,
+        given=frozenset(given),
+    )
+
+
+def render_check(task: Task, rendering: Rendering) -> tuple[str, str]:
+    """Returns the setup and the check that belong to a rendering, both bash; empty where the task has none."""
+    names: dict[str, Any] = {**rendering.values, **rendering.variants, "given": rendering.given}
+    setup, check = (_compile(text).template.render(**names) for text in (task.file.setup, task.file.check))
+    return setup, check
+
+
+def task_documents(folder: Path, renderings: int, seed: int) -> Iterator[str]:
+    """Yields distinct documents, one round over all tasks after another, `renderings` rounds.
+
+    Each task has its own random numbers, so adding a task changes nothing in the documents of the others.
+    A task that runs out of new documents yields fewer.
+    """
+    # A string seeds through SHA-512, the same in every process and Python version.
+    tasks = [(task, random.Random(f"{seed}/{task.name}")) for task in load_tasks(folder)]
+    seen: set[str] = set()
+    for _ in range(renderings):
+        for task, rng in tasks:
+            document = render(task, rng).document
+            if document not in seen:
+                seen.add(document)
+                yield document
+
+
+def _fresh_values(task: Task, rng: random.Random) -> dict[str, str]:
+    """Draws a value for every slot, no two alike while the type has others: equal values would hide which is which."""
+    values: dict[str, str] = {}
+    for name, slot in task.file.slots.items():
+        for _ in range(20):
+            values[name] = task.words.fresh(slot.type, rng)
+            if list(values.values()).count(values[name]) == 1:
+                break
+    return values
+
+
+def _parse(path: Path, model: type[Model]) -> Model:
+    """Reads a YAML file into a checked model; UserError names the file and the key in one line."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(f"{path}: {key}: {first['msg']}") from error
+
+
+def _check(path: Path, task: Task) -> None:
+    """Finds what only shows when a task's parts are held against each other."""
+    slots, known = task.file.slots, {*task.file.slots, *task.file.variants, *BUILT_IN}
+    texts = {f"prompts.{i}": text for i, text in enumerate(task.file.prompts)}
+    texts |= {"script": task.file.script, "setup": task.file.setup, "check": task.file.check}
+    used: dict[str, frozenset[str]] = {}
+    for key, source in texts.items():
+        try:
+            used[key] = _compile(source).names
+        except TemplateError as error:
+            raise UserError(f"{path}: {key}: not a template: {' '.join(str(error).split())}") from error
+        if unknown := sorted(used[key] - known):
+            raise UserError(f"{path}: {key}: {unknown[0]} is neither a slot nor a variant")
+    anywhere = task.mentioned | used["script"]
+    for name, slot in slots.items():
+        if slot.type not in task.words.types:
+            raise UserError(f"{path}: slots.{name}: no type is called {slot.type}; {WORDS_FILE} lists them")
+        if name not in anywhere:
+            raise UserError(f"{path}: slots.{name}: neither a prompt nor the script uses it")
+        silent = [key for key in texts if key.startswith("prompts.") and name not in used[key]]
+        if slot.default is None and silent:
+            raise UserError(f"{path}: slots.{name}: needs a default, because {silent[0]} does not name it")
+    for name, choices in task.file.variants.items():
+        if name not in anywhere or not choices:
+            raise UserError(f"{path}: variants.{name}: it has no values, or neither a prompt nor the script uses it")
+    _check_form(path, task)
+
+
+def _check_form(path: Path, task: Task) -> None:
+    """A script opens with the shebang, since its prompt goes below it; a command has none and is one line."""
+    script = task.file.script
+    if task.file.kind == "script" and not script.startswith(SHEBANG):
+        raise UserError(f"{path}: script: must open with {SHEBANG.strip()}; a one-line answer says kind: command")
+    if task.file.kind == "command" and (script.startswith("#") or not script.endswith("\n")):
+        raise UserError(f"{path}: script: a command is a line without shebang that ends in a newline")

@@ -1,0 +1,155 @@
+"""A trained model ready to write: read the prompt once, then one token at a time with a key/value cache.
+
+>>> model = load("runs/tiny")
+>>> for text in model.stream("Create a backup script", seed=1): print(text, end="")
+"""
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+from mlx.utils import tree_map
+from pydantic import Field, ValidationError
+
+from mlx_codegen import backend
+from mlx_codegen.config import PHASES, Settings, describe_validation_error
+from mlx_codegen.errors import UserError
+from mlx_codegen.generation.prompts import prompt_text
+from mlx_codegen.generation.samplers import sample
+from mlx_codegen.model import KVCache, Transformer
+from mlx_codegen.tokenizer import Tokenizer
+from mlx_codegen.training.checkpoint import load_checkpoint
+
+
+class SamplingConfig(Settings):
+    """How text is drawn."""
+
+    temperature: float = Field(default=0.8, ge=0)
+    """0 takes the likeliest token each time; higher is more varied."""
+    top_k: int = Field(default=50, ge=0)
+    """Draw from the k likeliest tokens; 0 draws from all."""
+    top_p: float = Field(default=0.9, gt=0, le=1)
+    """Draw from the likeliest tokens that make up this share of the probability."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Longest answer in tokens."""
+    seed: int | None = Field(default=None, ge=0, lt=2**64)
+    """Same seed, same text. None draws one."""
+
+
+class Engine:
+    """A model and its tokenizer. `generate` returns text, `stream` yields it as it comes."""
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, *, phase: str = "code", origin: str = "") -> None:
+        model.eval()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.phase = phase
+        """Phase that the weights come from: a language model continues text, it is not asked for scripts."""
+        self.origin = origin
+        # Control tokens other than end-of-text stand for no text and were never trained.
+        banned = [tokenizer.is_control(i) and i != tokenizer.end_of_text_id for i in range(tokenizer.vocab_size)]
+        self._allowed = mx.where(mx.array(banned), -mx.inf, 0.0)
+
+    def generate(self, prompt: str, *, command: bool = False, plain: bool | None = None, **sampling: object) -> str:
+        """The whole document: the prompt as a comment and the script that follows it.
+
+        Keywords as in SamplingConfig (temperature, top_k, top_p, max_tokens, seed). Raises UserError for values out
+        of range, an empty prompt, and one longer than the context.
+        """
+        return "".join(self.stream(prompt, command=command, plain=plain, **sampling))
+
+    def stream(
+        self, prompt: str, *, command: bool = False, plain: bool | None = None, **sampling: object
+    ) -> Iterator[str]:
+        """As `generate`, piece by piece; the prompt's own text is the first piece."""
+        settings = check_sampling(sampling)
+        text, ids = self.encode_prompt(prompt, command=command, plain=plain)
+        return self._stream(text, ids, settings)
+
+    def encode_prompt(self, prompt: str, *, command: bool = False, plain: bool | None = None) -> tuple[str, list[int]]:
+        """The text that the model is given, and its token ids with the end-of-text that opens every document."""
+        if not prompt.strip():
+            raise UserError('the prompt is empty; say what you want, for example "Create a backup script"')
+        text = prompt_text(prompt, command=command, plain=self.phase == "language" if plain is None else plain)
+        ids = [self.tokenizer.end_of_text_id, *self.tokenizer.encode(text)]
+        limit = self.model.config.context_length
+        if len(ids) >= limit:
+            raise UserError(f"the prompt has {len(ids) - 1} tokens, the model reads at most {limit - 2}; shorten it")
+        return text, ids
+
+    def token_ids(self, prompt_ids: list[int], settings: SamplingConfig) -> Iterator[int]:
+        """Ids of the answer, up to end-of-text (not included) or `max_tokens`.
+
+        When the text outgrows the window, its later half is read again as the new context.
+        """
+        keys = _keys(secrets.randbits(32) if settings.seed is None else settings.seed)
+        history = list(prompt_ids)
+        cache = self.model.make_cache()
+        token = self._next(mx.array([history]), cache, next(keys), settings)
+        for _ in range(settings.max_tokens):
+            if cache[0].offset < cache[0].capacity:
+                # The device computes the next token while this one is being shown.
+                upcoming = self._next(token[:, None], cache, next(keys), settings)
+                mx.async_eval(upcoming)
+                history.append(int(token.item()))
+            else:
+                history.append(int(token.item()))
+                cache = self.model.make_cache()
+                context = history[-(self.model.config.context_length // 2) :]
+                upcoming = self._next(mx.array([context]), cache, next(keys), settings)
+            if history[-1] == self.tokenizer.end_of_text_id:
+                return
+            yield history[-1]
+            token = upcoming
+
+    def _stream(self, text: str, ids: list[int], settings: SamplingConfig) -> Iterator[str]:
+        yield text
+        for piece in self.tokenizer.decode_stream(self.token_ids(ids, settings)):
+            if piece:
+                yield piece
+
+    def _next(self, tokens: mx.array, cache: list[KVCache], key: mx.array, settings: SamplingConfig) -> mx.array:
+        """Next token id `(B,)` after tokens `(B, T)`."""
+        hidden = self.model.hidden_states(tokens, cache)[:, -1]  # only the last position is scored
+        logits = self.model.logits(hidden).astype(mx.float32) + self._allowed
+        return sample(logits, key, settings.temperature, settings.top_k, settings.top_p)
+
+
+def _keys(seed: int) -> Iterator[mx.array]:
+    """An endless sequence of random keys that depends on the seed alone."""
+    key = mx.random.key(seed)
+    while True:
+        key, subkey = mx.random.split(key)
+        yield subkey
+
+
+def check_sampling(values: dict[str, object]) -> SamplingConfig:
+    """Sampling settings from keywords. Raises UserError naming the wrong one and its range."""
+    try:
+        return SamplingConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(describe_validation_error(error, SamplingConfig, "generate")) from None
+
+
+def load(path: str | Path) -> Engine:
+    """Open a trained model: a run folder (`runs/tiny`, its newest phase's best weights) or one checkpoint file."""
+    file = find_checkpoint(Path(path))
+    checkpoint = load_checkpoint(file)
+    model = checkpoint.build_model()
+    dtype = getattr(mx, backend.resolve_precision("auto"))
+    model.update(tree_map(lambda p: p.astype(dtype), model.parameters()))
+    return Engine(model, checkpoint.tokenizer, phase=checkpoint.progress.phase, origin=str(file))
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The file to generate from: `path` itself, or a run folder's best code, else language, checkpoint."""
+    if path.is_file():
+        return path
+    candidates = [path / f"{name}.safetensors" for name in ("best", "last")]
+    candidates += [path / phase / f"{name}.safetensors" for phase in reversed(PHASES) for name in ("best", "last")]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    what = "holds no checkpoint" if path.is_dir() else "is not there"
+    raise UserError(f"{path} {what}; train one first: mlx-codegen train configs/nano.yaml")

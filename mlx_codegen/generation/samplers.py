@@ -1,0 +1,40 @@
+"""How the next token is drawn from the model's scores: small pure functions on log-probabilities `(..., V)`.
+
+The order is that of mlx-lm, and each function gives what its namesake there gives: top-p, then top-k, then
+temperature. (mlx_lm itself is not imported: it brings transformers along, which takes longer than a short generation.)
+"""
+
+import mlx.core as mx
+
+
+def apply_top_k(logprobs: mx.array, top_k: int) -> mx.array:
+    """Keep the k likeliest tokens (Fan et al., 2018, arXiv 1805.04833); 0 or more than V keeps all."""
+    if not 0 < top_k < logprobs.shape[-1]:
+        return logprobs
+    dropped = mx.argpartition(-logprobs, kth=top_k - 1, axis=-1)[..., top_k:]
+    return mx.put_along_axis(logprobs, dropped, mx.array(-mx.inf, logprobs.dtype), axis=-1)
+
+
+def apply_top_p(logprobs: mx.array, top_p: float) -> mx.array:
+    """Keep the smallest set of likeliest tokens whose probabilities sum to p (Holtzman et al., 2019, arXiv 1904.09751).
+
+    1 keeps all. Tokens as likely as the last one kept stay, too.
+    """
+    if top_p >= 1.0:
+        return logprobs
+    ascending = mx.sort(logprobs, axis=-1)
+    probabilities = mx.exp(ascending.astype(mx.float32))
+    above = mx.cumsum(probabilities, axis=-1, reverse=True, inclusive=False)  # mass of all likelier tokens
+    total = above[..., :1] + probabilities[..., :1]
+    dropped = (above >= top_p * total).sum(axis=-1, keepdims=True)
+    threshold = mx.take_along_axis(ascending, dropped, axis=-1)
+    return mx.where(logprobs < threshold, -mx.inf, logprobs)
+
+
+def sample(logits: mx.array, key: mx.array, temperature: float, top_k: int, top_p: float) -> mx.array:
+    """Draw token ids `(...)` from logits `(..., V)`. Temperature 0 takes the likeliest; `key` makes it repeatable."""
+    if temperature == 0:
+        return mx.argmax(logits, axis=-1)
+    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    kept = apply_top_k(apply_top_p(logprobs, top_p), top_k)
+    return mx.random.categorical(kept / temperature, key=key)

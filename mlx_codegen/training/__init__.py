@@ -1,0 +1,1 @@
+"""One phase after the other: optimizer, compiled step, trainer, checkpoints."""

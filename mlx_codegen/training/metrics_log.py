@@ -1,0 +1,61 @@
+"""metrics.jsonl: one JSON object per step and evaluation, for charts and later reading."""
+
+import json
+import math
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mlx_codegen.observer import EvaluationMetrics, Observer, PhaseStart, StepMetrics
+
+
+class MetricsLog(Observer):
+    """Appends to a file. When a phase goes on from a checkpoint, lines of steps after it are taken out first."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_phase_start(self, start: PhaseStart) -> None:
+        if self._path.exists():
+            kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _stays(line, start)]
+            write_text_atomically(self._path, "".join(line + "\n" for line in kept))
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        values = asdict(metrics)
+        values["perplexity"] = math.exp(min(metrics.loss, 700.0)) if math.isfinite(metrics.loss) else math.nan
+        self._append({"kind": "step", **values})
+
+    def on_evaluation(self, metrics: EvaluationMetrics) -> None:
+        self._append({"kind": "evaluation", **asdict(metrics)})
+
+    def _append(self, values: dict[str, Any]) -> None:
+        # JSON has no NaN: a loss that is not finite is written as null.
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(plain) + "\n")
+
+
+def _stays(line: str, start: PhaseStart) -> bool:
+    """False for lines that the coming steps will write again, and for half a line left by a crash."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return False
+    if values.get("phase") != start.phase:
+        return True
+    # An evaluation at the first step is repeated only when the phase starts from nothing.
+    return start.first_step > 0 and values.get("step", 0) <= start.first_step
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write beside, flush, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

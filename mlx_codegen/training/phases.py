@@ -1,0 +1,271 @@
+"""A run: language first, then code from the language phase's best weights. Knows the run folder and its rules.
+
+    runs/<name>/config.yaml             the resolved configuration
+                tokenizer/              tokenizer.model
+                data/<phase>/           token files
+                <phase>/                best.safetensors, last.safetensors
+                metrics.jsonl           one line per step and evaluation
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_codegen.config import PHASES, PhaseName, RunConfig, build_run_config, read_yaml, to_yaml
+from mlx_codegen.data.batches import TrainingBatches, open_token_files, validation_batches
+from mlx_codegen.data.prepare import prepare_phase, read_manifest, training_texts
+from mlx_codegen.errors import UserError
+from mlx_codegen.model import Transformer
+from mlx_codegen.observer import Observer, Observers
+from mlx_codegen.tokenizer import Tokenizer, train_tokenizer
+from mlx_codegen.training.checkpoint import Checkpoint, Progress, load_checkpoint, load_weights
+from mlx_codegen.training.metrics_log import MetricsLog, write_text_atomically
+from mlx_codegen.training.trainer import PhaseData, Trainer
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names of everything in one run's folder."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """Resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """SentencePiece model."""
+        return self.path / "tokenizer" / "tokenizer.model"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object per step and evaluation."""
+        return self.path / "metrics.jsonl"
+
+    def data(self, phase: PhaseName) -> Path:
+        """Token files of a phase."""
+        return self.path / "data" / phase
+
+    def checkpoint(self, phase: PhaseName, name: str) -> Path:
+        """`best` or `last` checkpoint of a phase."""
+        return self.path / phase / f"{name}.safetensors"
+
+    def holds_checkpoints(self) -> bool:
+        """True once anything was trained here."""
+        return any(self.checkpoint(phase, name).exists() for phase in PHASES for name in ("best", "last"))
+
+
+def train_run(
+    folder: RunFolder,
+    config: RunConfig,
+    phases: Iterable[PhaseName],
+    observer: Observer,
+    should_stop: Callable[[], bool] = lambda: False,
+    *,
+    resume: bool = False,
+    init_from: Path | None = None,
+    tokenizer_path: Path | None = None,
+) -> str:
+    """Train phases of a run, one after the other. Returns `finished` or `interrupted`.
+
+    `resume` continues what is in the folder; `init_from` starts from another checkpoint's weights (and tokenizer);
+    never both. Raises UserError for anything that the person can put right.
+    """
+    if resume and init_from is not None:
+        raise UserError("--resume continues this run and --init-from starts a new one from other weights: give only one")
+    start = load_checkpoint(init_from) if init_from is not None else None
+    tokenizer = prepare_run(folder, config, phases, observer, start=start, tokenizer_path=tokenizer_path, resume=resume)
+    observer = Observers([observer, MetricsLog(folder.metrics_file)])
+    try:
+        for phase in phases:
+            reason = _train_phase(folder, config, phase, tokenizer, observer, should_stop, resume=resume, start=start)
+            if reason == "interrupted":
+                return "interrupted"
+            start = None  # the next phase starts from this one
+    finally:
+        observer.close()
+    return "finished"
+
+
+def prepare_run(
+    folder: RunFolder,
+    config: RunConfig,
+    phases: Iterable[PhaseName],
+    observer: Observer,
+    *,
+    start: Checkpoint | None = None,
+    tokenizer_path: Path | None = None,
+    resume: bool = False,
+) -> Tokenizer:
+    """Everything before training: configuration saved, tokenizer trained, token files written; reused where unchanged."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer(folder, config, observer, start, tokenizer_path)
+    write_text_atomically(folder.config_file, to_yaml(config))
+    for phase in phases:
+        if not (resume and folder.checkpoint(phase, "last").exists()):  # a phase under way keeps its token files
+            prepare_phase(folder.data(phase), config.phase(phase), tokenizer, config.seed, observer)  # type: ignore[arg-type]
+    return tokenizer
+
+
+def saved_config(folder: RunFolder, overrides: Iterable[str] = ()) -> RunConfig:
+    """The configuration that a run was started with, overrides applied. Raises UserError where there is no run.
+
+    Model and tokenizer cannot change under a run; everything else can.
+    """
+    if not folder.config_file.exists():
+        raise UserError(f"no run in {folder.path} to resume; leave --resume out to start one")
+    saved = build_run_config(read_yaml(folder.config_file), origin=str(folder.config_file))
+    changed = build_run_config(read_yaml(folder.config_file), overrides, origin="--set")
+    if changed.model != saved.model or changed.tokenizer != saved.tokenizer:
+        raise UserError(f"{folder.path}: --set cannot change model or tokenizer of a run that has begun; use another --name")
+    return changed
+
+
+def _tokenizer(
+    folder: RunFolder, config: RunConfig, observer: Observer, start: Checkpoint | None, given: Path | None
+) -> Tokenizer:
+    """The starting checkpoint's tokenizer, or a given one, or the folder's, or a new one trained on all phases."""
+    file = folder.tokenizer_file
+    if given is not None:
+        tokenizer = Tokenizer.load(given)
+        if start is not None and start.tokenizer.hash != tokenizer.hash:
+            raise UserError(f"--init-from was trained with tokenizer {start.tokenizer.hash}, {given} is {tokenizer.hash}")
+    elif start is not None:
+        tokenizer = start.tokenizer
+    elif file.exists() and _tokenizer_matches(folder, config):
+        return Tokenizer.load(file)
+    else:
+        observer.on_message("training the tokenizer")
+        phases = [settings for name in config.phase_names() if (settings := config.phase(name)) is not None]
+        texts = training_texts(phases, config.tokenizer.training_bytes, config.seed)
+        tokenizer = train_tokenizer(texts, config.tokenizer, config.model.vocab_size)
+        if config.tokenizer.type == "bpe" and tokenizer.vocab_size < config.model.vocab_size:
+            observer.on_message(
+                f"the corpus carries {tokenizer.vocab_size} of the {config.model.vocab_size} pieces asked for; "
+                "the model gets that many"
+            )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_bytes(tokenizer.model_bytes)
+    temporary.replace(file)
+    return tokenizer
+
+
+def _tokenizer_matches(folder: RunFolder, config: RunConfig) -> bool:
+    """A folder's tokenizer may stay if weights depend on it, or if it was made from the same settings."""
+    if folder.holds_checkpoints() or not folder.config_file.exists():
+        return True
+    saved = build_run_config(read_yaml(folder.config_file), origin=str(folder.config_file))
+    same_sources = [saved.phase(name) == config.phase(name) for name in PHASES]
+    return saved.tokenizer == config.tokenizer and saved.model.vocab_size == config.model.vocab_size and all(same_sources)
+
+
+def _train_phase(
+    folder: RunFolder,
+    config: RunConfig,
+    phase: PhaseName,
+    tokenizer: Tokenizer,
+    observer: Observer,
+    should_stop: Callable[[], bool],
+    *,
+    resume: bool,
+    start: Checkpoint | None,
+) -> str:
+    data = _open_data(folder, config, phase, tokenizer)
+    settings = config.phase(phase)
+    assert settings is not None
+    mx.random.seed(config.seed)
+    model = Transformer(
+        config.model.model_copy(update={"vocab_size": tokenizer.vocab_size}), config.gradient_checkpointing
+    )
+    last = folder.checkpoint(phase, "last")
+    resumed = load_checkpoint(last) if resume and last.exists() else None
+    if resumed is not None:
+        _check_same(resumed, tokenizer, data, last)
+        progress = resumed.progress
+        progress.total_steps = total_steps(config, phase, data.batches)
+        if progress.finished and progress.step >= progress.total_steps:
+            observer.on_message(f"the {phase} phase is already finished ({progress.step:,} steps)")
+            return "finished"
+        load_weights(model, resumed.weights, str(last))
+    else:
+        progress = Progress(phase, total_steps=total_steps(config, phase, data.batches), data_fingerprint=data.fingerprint)
+        _start_weights(folder, config, phase, model, tokenizer, start, observer)
+    trainer = Trainer(last.parent, config, settings, model, tokenizer, data, progress, observer)
+    if resumed is not None:
+        trainer.restore(resumed.trainer)
+        progress.finished = False
+    return trainer.run(should_stop)
+
+
+def _open_data(folder: RunFolder, config: RunConfig, phase: PhaseName, tokenizer: Tokenizer) -> PhaseData:
+    settings = config.phase(phase)
+    assert settings is not None
+    weights = {source.name: source.weight for source in settings.sources}
+    context, batch = config.model.context_length, settings.batch_size
+    train = open_token_files(folder.data(phase), "train", weights, tokenizer.hash)
+    held_out = open_token_files(folder.data(phase), "validation", weights, tokenizer.hash)
+    return PhaseData(
+        batches=TrainingBatches(train, batch, context, config.seed),
+        validation=validation_batches(held_out, batch, context, settings.validation_tokens),
+        fingerprint=read_manifest(folder.data(phase))["fingerprint"],
+    )
+
+
+def total_steps(config: RunConfig, phase: PhaseName, batches: TrainingBatches) -> int:
+    """Updates in a phase: given, or as many as the epochs need."""
+    settings = config.phase(phase)
+    assert settings is not None
+    if settings.steps is not None:
+        return settings.steps
+    assert settings.epochs is not None
+    tokens_per_step = settings.batch_size * settings.gradient_accumulation * config.model.context_length
+    return max(1, math.ceil(settings.epochs * batches.tokens_per_epoch / tokens_per_step))
+
+
+def _check_same(resumed: Checkpoint, tokenizer: Tokenizer, data: PhaseData, last: Path) -> None:
+    if resumed.tokenizer.hash != tokenizer.hash:
+        raise UserError(
+            f"{last} was trained with tokenizer {resumed.tokenizer.hash}, the run folder has {tokenizer.hash}; "
+            "put the old tokenizer back, or start another run with --name"
+        )
+    if resumed.progress.data_fingerprint != data.fingerprint:
+        raise UserError(
+            f"the token files of {last.parent.name} changed since {last} was written; start another run with --name, "
+            f"from these weights with --init-from {last}"
+        )
+
+
+def _start_weights(
+    folder: RunFolder,
+    config: RunConfig,
+    phase: PhaseName,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    start: Checkpoint | None,
+    observer: Observer,
+) -> None:
+    """First weights of a phase: a given checkpoint's, the language phase's best, or random ones."""
+    if start is not None:
+        load_weights(model, start.weights, "--init-from")
+        return
+    if phase == "language" or config.phases.language is None:
+        return
+    best = folder.checkpoint("language", "best")
+    if not best.exists():
+        raise UserError(
+            f"the code phase starts from the language phase, but {best} is not there; train it first "
+            "(--phase language), give --init-from, or go without (--set phases.language=null)"
+        )
+    language = load_checkpoint(best)
+    if language.tokenizer.hash != tokenizer.hash:
+        raise UserError(f"{best} was trained with another tokenizer ({language.tokenizer.hash}, not {tokenizer.hash})")
+    load_weights(model, language.weights, str(best))
+    observer.on_message(f"starting from {best} (step {language.progress.step:,})")
+
+

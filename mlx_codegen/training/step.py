@@ -1,0 +1,179 @@
+"""One training step: loss, gradients, clipping and update, compiled into one graph.
+
+    tokens ──▶ model ──▶ logits ──▶ cross-entropy ──▶ gradients ──▶ clip to norm 1 ──▶ AdamW ──▶ new weights
+                 ▲ compute type (float16, bfloat16, float32)              ▲ float32 master weights
+
+Two things happen around it. A batch may be cut into parts whose gradients are averaged: one part after the other
+(accumulation, to save memory) or side by side on several CPU streams (to use every core: MLX computes element-wise
+work of a stream on one thread). And a step whose loss or gradients are not finite changes nothing.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_map
+
+from mlx_codegen.config import PhaseConfig
+from mlx_codegen.model import Transformer
+from mlx_codegen.training.optimizer import Tree, adamw, clip_to_norm, global_norm, init_adamw
+
+FIRST_LOSS_SCALE = 2.0**15
+# float16 (Micikevicius et al., 2017, arXiv 1710.03740): halve the scale when gradients overflow, double it after so many good steps.
+STEPS_TO_RAISE_SCALE = 1000
+
+
+def token_losses(model: Transformer, tokens: mx.array) -> mx.array:
+    """Cross-entropy in nats `(B, T)` of each next token, for `tokens` `(B, T + 1)`: logsumexp(logits) - logit of the target."""
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    logits = model(inputs).astype(mx.float32)
+    target_logits = mx.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1)
+    return mx.logsumexp(logits, axis=-1) - target_logits
+
+
+class TrainStep:
+    """The compiled step and everything that it changes: the model's weights, optimizer state, loss scale.
+
+    `state()` and `restore()` give and take all of it as a flat tree, for checkpoints.
+    """
+
+    def __init__(self, model: Transformer, settings: PhaseConfig, precision: str, streams: list[mx.Stream]) -> None:
+        self.model = model
+        self.optimizer_state: dict[str, Tree] = init_adamw(model.parameters())
+        self.loss_scale = {
+            "scale": mx.array(FIRST_LOSS_SCALE if precision == "float16" else 1.0),
+            "good_steps": mx.array(0, mx.int32),
+        }
+        self._settings = settings
+        self._dtype: mx.Dtype = getattr(mx, precision)
+        self._streams = streams
+        self._loss_and_gradients = mx.value_and_grad(self._scaled_loss)
+        # Captured state is an input and an output of the compiled graph: it is read and written in place.
+        captured = [model.state, self.optimizer_state, self.loss_scale, mx.random.state]
+        self._accumulate = partial(mx.compile, inputs=captured, outputs=captured)(self._gradients_of_part)
+        self._finish = partial(mx.compile, inputs=captured, outputs=captured)(self._finish_uncompiled)
+
+    def __call__(self, parts: list[mx.array], learning_rate: float) -> tuple[mx.array, mx.array, mx.array]:
+        """Run one update on parts of a batch, each `(B, T + 1)`, whose gradients are averaged.
+
+        Returns loss in nats per token, gradient norm before clipping, and whether both were finite: three scalars,
+        not yet computed. Evaluate them together with `arrays()`.
+        """
+        self.model.train()
+        rate = mx.array(learning_rate, mx.float32)
+        total: dict[str, Tree] = {}
+        for part in parts[:-1]:
+            total = self._accumulate(part, total)
+            mx.eval(total)  # or the activations of all parts would be alive together
+        return self._finish(parts[-1], total, mx.array(1.0 / len(parts)), rate)
+
+    def arrays(self) -> list[Any]:
+        """All arrays that a step changes, to be evaluated after it."""
+        return [self.model.parameters(), self.optimizer_state, self.loss_scale, mx.random.state]
+
+    def state(self) -> dict[str, Tree]:
+        """What a checkpoint holds besides the weights."""
+        return {"optimizer": self.optimizer_state, "loss_scale": self.loss_scale}
+
+    def restore(self, state: dict[str, Tree]) -> None:
+        """Set what `state()` gave."""
+        self.optimizer_state.update(state["optimizer"])
+        self.loss_scale.update(state["loss_scale"])
+
+    def _scaled_loss(self, parameters: Tree, tokens: mx.array) -> mx.array:
+        self.model.update(tree_map(lambda p: p.astype(self._dtype), parameters))
+        return token_losses(self.model, tokens).mean() * self.loss_scale["scale"]
+
+    def _gradients_of_part(self, tokens: mx.array, total: dict[str, Tree]) -> dict[str, Tree]:
+        """Add loss and gradients of a part `(B, T + 1)` to a running total; an empty total starts one."""
+        parameters = self.model.parameters()
+        for stream, rows in zip(self._streams, split_rows(tokens, len(self._streams)), strict=False):
+            share = rows.shape[0] / tokens.shape[0]
+            with mx.stream(stream):
+                loss, gradients = self._loss_and_gradients(parameters, rows)
+            if share < 1:
+                loss, gradients = loss * share, tree_map(lambda g, s=share: g * s, gradients)
+            if total:
+                loss, gradients = total["loss"] + loss, tree_map(mx.add, total["gradients"], gradients)
+            total = {"loss": loss, "gradients": gradients}
+        self.model.update(parameters)  # tracing left compute-type copies there
+        return total
+
+    def _finish_uncompiled(
+        self, tokens: mx.array, total: dict[str, Tree], share: mx.array, learning_rate: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        total = self._gradients_of_part(tokens, total)
+        factor = share / self.loss_scale["scale"]
+        loss = total["loss"] * factor
+        gradients = tree_map(lambda g: g * factor, total["gradients"])
+        norm = global_norm(gradients)
+        finite = mx.isfinite(loss) & mx.isfinite(norm)
+        gradients = clip_to_norm(gradients, norm, self._settings.max_gradient_norm)
+        self._update_if(finite, gradients, learning_rate)
+        if self._dtype == mx.float16:
+            self._adjust_loss_scale(finite)
+        return loss, norm, finite
+
+    def _update_if(self, finite: mx.array, gradients: Tree, learning_rate: mx.array) -> None:
+        """AdamW, taken back value by value where the step is not finite (inf times zero would be NaN)."""
+        parameters = self.model.parameters()
+        updated, state = adamw(parameters, gradients, self.optimizer_state, learning_rate, self._settings)
+        self.model.update(_choose(finite, updated, parameters))
+        self.optimizer_state.update(_choose(finite, state, self.optimizer_state))
+
+    def _adjust_loss_scale(self, finite: mx.array) -> None:
+        scale, good_steps = self.loss_scale["scale"], self.loss_scale["good_steps"]
+        good_steps = mx.where(finite, good_steps + 1, 0)
+        raised = good_steps >= STEPS_TO_RAISE_SCALE
+        scale = mx.where(finite, mx.where(raised, scale * 2, scale), scale / 2)
+        self.loss_scale.update(scale=mx.clip(scale, 1.0, 2.0**24), good_steps=mx.where(raised, 0, good_steps))
+
+
+def _choose(condition: mx.array, yes: Tree, no: Tree) -> Tree:
+    return tree_map(lambda a, b: mx.where(condition, a, b), yes, no)
+
+
+def split_rows(tokens: mx.array, parts: int) -> list[mx.array]:
+    """A batch in at most `parts` pieces of almost equal size, none empty."""
+    parts = min(parts, tokens.shape[0])
+    bounds = [tokens.shape[0] * part // parts for part in range(parts + 1)]
+    return [tokens[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+
+
+def make_evaluation(
+    model: Transformer, precision: str, streams: list[mx.Stream], byte_lengths: list[int]
+) -> Callable[[Iterable[np.ndarray]], tuple[float, float, int]]:
+    """A function from batches `(B, T + 1)` to mean loss in nats per token, bits per byte of text, and tokens seen.
+
+    Bits per byte = total loss / (ln 2 · UTF-8 bytes of the target tokens); it compares across tokenizers.
+    """
+    lengths = mx.array(byte_lengths, mx.float32)
+    dtype: mx.Dtype = getattr(mx, precision)
+
+    def sums(tokens: mx.array) -> tuple[mx.array, mx.array]:
+        losses, text_bytes = [], []
+        for stream, rows in zip(streams, split_rows(tokens, len(streams)), strict=False):
+            with mx.stream(stream):
+                losses.append(token_losses(model, rows).sum())
+                text_bytes.append(lengths[rows[:, 1:]].sum())
+        return mx.stack(losses).sum(), mx.stack(text_bytes).sum()
+
+    def evaluate(batches: Iterable[np.ndarray]) -> tuple[float, float, int]:
+        master = model.parameters()
+        model.update(tree_map(lambda p: p.astype(dtype), master))
+        model.eval()
+        total_loss, total_bytes, total_tokens = 0.0, 0.0, 0
+        try:
+            for batch in batches:
+                loss, text_bytes = sums(mx.array(batch, mx.int32))
+                total_loss += loss.item()
+                total_bytes += text_bytes.item()
+                total_tokens += batch.shape[0] * (batch.shape[1] - 1)
+        finally:
+            model.update(master)
+            model.train()
+        return total_loss / total_tokens, total_loss / (np.log(2) * max(total_bytes, 1.0)), total_tokens
+
+    return evaluate

@@ -1,0 +1,193 @@
+"""Train one phase: next batch, step, tell the observers; now and then evaluate and save."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_codegen import backend
+from mlx_codegen.config import PhaseConfig, RunConfig
+from mlx_codegen.data.batches import TrainingBatches
+from mlx_codegen.errors import UserError
+from mlx_codegen.model import Transformer, count_parameters
+from mlx_codegen.observer import EvaluationMetrics, Observer, PhaseStart, StepMetrics
+from mlx_codegen.tokenizer import Tokenizer
+from mlx_codegen.training.checkpoint import Progress, save_checkpoint
+from mlx_codegen.training.clock import Throughput
+from mlx_codegen.training.optimizer import learning_rate_at
+from mlx_codegen.training.step import TrainStep, make_evaluation
+
+# One bad batch is skipped; this many in a row mean that the run itself has gone wrong.
+MAX_SKIPPED_IN_A_ROW = 5
+
+
+@dataclass
+class PhaseData:
+    """What a phase reads. `fingerprint` names the token files; a resumed run must find the same."""
+
+    batches: TrainingBatches
+    validation: list[np.ndarray]
+    fingerprint: str
+
+
+class Trainer:
+    """One phase of one run. Everything that changes while it runs is in `model`, `step`, `data.batches` and `progress`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        settings: PhaseConfig,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        data: PhaseData,
+        progress: Progress,
+        observer: Observer,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.folder = folder
+        self.config = config
+        self.settings = settings
+        self.model = model
+        self.tokenizer = tokenizer
+        self.data = data
+        self.progress = progress
+        self.observer = observer
+        self.precision = backend.resolve_precision(config.precision)
+        streams = backend.compute_streams()
+        self.step = TrainStep(model, settings, self.precision, streams)
+        self._evaluate = make_evaluation(model, self.precision, streams, tokenizer.byte_lengths())
+        self._throughput = Throughput(clock)
+        self._skipped_in_a_row = 0
+
+    def restore(self, trainer_state: dict[str, Any]) -> None:
+        """Set what a checkpoint's `trainer` part holds, and the data position from `progress`."""
+        self.step.restore(trainer_state)
+        mx.random.state[:] = trainer_state["random"]
+        self.data.batches.restore(self.progress.data_position)
+        self._throughput.seconds = self.progress.train_seconds
+
+    def run(self, should_stop: Callable[[], bool]) -> str:
+        """Train until the phase is done or `should_stop()` is true after a step.
+
+        Returns `finished`, `early stopping` or `interrupted`. Raises UserError when the loss is not finite several
+        times in a row; the checkpoints then are those from before.
+        """
+        progress = self.progress
+        self._announce()
+        parts = self._next_parts()
+        if progress.step == 0:
+            self.evaluate()
+        reason = "finished"
+        while progress.step < progress.total_steps:
+            parts = self._train_one(parts)
+            if progress.step % self.settings.validate_every == 0 or progress.step == progress.total_steps:
+                self.evaluate()
+                if self._no_longer_improving():
+                    reason = "early stopping"
+                    break
+            if should_stop() and progress.step < progress.total_steps:
+                reason = "interrupted"
+                break
+            if progress.step % self.settings.checkpoint_every == 0 and progress.step < progress.total_steps:
+                self.save_last()
+        progress.finished = reason != "interrupted"
+        self.save_last()
+        self.observer.on_phase_end(progress.phase, reason)
+        return reason
+
+    def evaluate(self) -> None:
+        """Measure the validation loss; keep the weights if it is the best so far."""
+        loss, bits_per_byte, tokens = self._evaluate(self.data.validation)
+        progress = self.progress
+        best = math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss)
+        progress.evaluations_without_gain = 0 if best else progress.evaluations_without_gain + 1
+        if best:
+            progress.best_loss, progress.best_step = loss, progress.step
+            progress.validation = {"loss": loss, "bits_per_byte": bits_per_byte}
+            self._save("best", with_trainer=False)
+        perplexity = math.exp(min(loss, 700.0))
+        self.observer.on_evaluation(
+            EvaluationMetrics(progress.phase, progress.step, loss, perplexity, bits_per_byte, tokens, best)
+        )
+
+    def save_last(self) -> None:
+        """Write everything that resuming needs."""
+        self._save("last", with_trainer=True)
+
+    def _announce(self) -> None:
+        tokens_per_step = self.settings.batch_size * self.settings.gradient_accumulation * self.data.batches.context_length
+        self.observer.on_phase_start(
+            PhaseStart(
+                phase=self.progress.phase,
+                first_step=self.progress.step,
+                total_steps=self.progress.total_steps,
+                tokens_per_step=tokens_per_step,
+                train_tokens=self.data.batches.tokens_per_epoch,
+                parameters=count_parameters(self.model),
+                precision=self.precision,
+            )
+        )
+
+    def _next_parts(self) -> list[mx.array]:
+        """One step's batches. The position is noted first: a checkpoint must not skip what is drawn but not trained on."""
+        self.progress.data_position = self.data.batches.state()
+        count = self.settings.gradient_accumulation
+        return [mx.array(self.data.batches.next().astype(np.int32)) for _ in range(count)]
+
+    def _train_one(self, parts: list[mx.array]) -> list[mx.array]:
+        """One update. Returns the next step's batches, made while the device worked."""
+        progress = self.progress
+        learning_rate = learning_rate_at(progress.step, progress.total_steps, self.settings)
+        self._throughput.start()
+        loss, norm, finite = self.step(parts, learning_rate)
+        mx.async_eval(loss, norm, finite, *self.step.arrays())
+        tokens = sum(part.shape[0] * (part.shape[1] - 1) for part in parts)
+        next_parts = self._next_parts()
+        mx.eval(loss, norm, finite, *self.step.arrays())
+        self._throughput.stop(tokens)
+        progress.step += 1
+        progress.tokens_seen += tokens
+        progress.train_seconds = self._throughput.seconds
+        self._report(loss.item(), norm.item(), bool(finite.item()), learning_rate)
+        return next_parts
+
+    def _report(self, loss: float, norm: float, finite: bool, learning_rate: float) -> None:
+        progress = self.progress
+        self.observer.on_step(
+            StepMetrics(
+                phase=progress.phase,
+                step=progress.step,
+                total_steps=progress.total_steps,
+                loss=loss,
+                learning_rate=learning_rate,
+                gradient_norm=norm,
+                tokens_per_second=self._throughput.tokens_per_second(),
+                tokens_seen=progress.tokens_seen,
+                peak_memory_bytes=backend.peak_memory_bytes(),
+                skipped=not finite,
+            )
+        )
+        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
+        # float16 finds its loss scale by overflowing a few times, which is no fault of the run.
+        allowed = MAX_SKIPPED_IN_A_ROW + (20 if self.precision == "float16" else 0)
+        if self._skipped_in_a_row >= allowed:
+            raise UserError(
+                f"the loss was not finite for {allowed} steps in a row (step {progress.step}); the checkpoints in "
+                f"{self.folder} are untouched; lower phases.{progress.phase}.learning_rate and use --resume"
+            )
+
+    def _no_longer_improving(self) -> bool:
+        patience = self.settings.early_stopping
+        return patience is not None and self.progress.evaluations_without_gain >= patience
+
+    def _save(self, name: str, *, with_trainer: bool) -> None:
+        path = self.folder / f"{name}.safetensors"
+        trainer = self.step.state() if with_trainer else None
+        save_checkpoint(path, self.model, self.tokenizer, self.config, self.progress, trainer)
+        self.observer.on_checkpoint(path, self.progress.step)
