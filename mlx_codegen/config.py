@@ -72,7 +72,7 @@ class ModelConfig(Settings):
         if self.d_ff is not None:
             return self.d_ff
         if self.family == "llama":
-            # SwiGLU has three matrices instead of two; 8/3 keeps the parameter count of a 4x MLP (Shazeer, 2020, arXiv 2002.05202).
+            # SwiGLU has three matrices instead of two; 8/3 keeps the parameter count of a 4x MLP (arXiv 2002.05202).
             return -(-8 * self.d_model // 3 // 32) * 32
         return 4 * self.d_model
 

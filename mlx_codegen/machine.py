@@ -26,7 +26,8 @@ class Finding:
 
 def machine_report() -> list[Finding]:
     """Everything worth knowing before training here."""
-    return [_python(), _chip(), _memory(), _mlx(), _blas(), _precision(), _disk(), _bash(), _shellcheck(), _sandbox(), _compiler()]
+    checks = (_python, _chip, _memory, _mlx, _blas, _precision, _disk, _bash, _shellcheck, _sandbox, _compiler)
+    return [check() for check in checks]
 
 
 def _python() -> Finding:
@@ -93,8 +94,9 @@ def _shellcheck() -> Finding:
 
 def _sandbox() -> Finding:
     if sys.platform == "darwin":
-        present = shutil.which("sandbox-exec") is not None
-        return Finding("sandbox", "sandbox-exec" if present else "not found", "" if present else "part of macOS; see its PATH", False)
+        if shutil.which("sandbox-exec") is None:
+            return Finding("sandbox", "not found", "sandbox-exec is part of macOS, in /usr/bin: check PATH", needed=False)
+        return Finding("sandbox", "sandbox-exec")
     return _tool("sandbox", "bwrap", "runs generated scripts without harm", "apt-get install bubblewrap")
 
 

@@ -11,6 +11,7 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import sentencepiece as spm
 
@@ -163,7 +164,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, vocab_size: i
     return Tokenizer(output.getvalue())
 
 
-def _training_options(config: TokenizerConfig) -> dict[str, object]:
+def _training_options(config: TokenizerConfig) -> dict[str, Any]:
     return {
         "model_type": config.type,
         # A limit, not a demand: a small corpus yields fewer pieces instead of an error.

@@ -63,9 +63,7 @@ class TrainingDisplay(Observer):
     def __enter__(self) -> "TrainingDisplay":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._stop_live()
 
     def on_message(self, text: str) -> None:

@@ -97,4 +97,4 @@ def show_live(pieces: Iterator[str], origin: str) -> None:
 
 def visible_controls(text: str) -> str:
     """Terminal control characters become visible (`^[`), so that generated text cannot steer the terminal."""
-    return "".join(f"^{chr(ord(c) ^ 64)}" if ord(c) < 32 and c != "\t" or ord(c) == 127 else c for c in text)
+    return "".join(f"^{chr(ord(c) ^ 64)}" if (ord(c) < 32 and c != "\t") or ord(c) == 127 else c for c in text)

@@ -59,7 +59,7 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
-        return _fail(f"no space left on disk while writing {error.filename or 'a file'}; free some and run the same command again")
+        return _fail(f"no space left on disk while writing {error.filename or 'a file'}; free some and run it again")
 
 
 def _fail(message: str) -> int:

@@ -24,7 +24,7 @@ def sizes(
         batches = [settings.batch_size for name in config.phase_names() if (settings := config.phase(name))]
         batch = batch_size or max(batches)
         costs = model_costs(model, batch, config.gradient_checkpointing)
-        memory = (costs.weights_bytes, costs.optimizer_bytes, costs.gradients_bytes, costs.activations_bytes, costs.training_bytes)
+        memory = (costs.weights_bytes, costs.optimizer_bytes, costs.gradients_bytes, costs.activations_bytes)
         table.add_row(
             file.stem,
             model.family,
@@ -35,7 +35,7 @@ def sizes(
             f"{costs.parameters_outside_vocabulary:,}",
             f"{costs.training_flops_per_token / 1e6:,.1f} M",
             str(batch),
-            *(f"{size / 2**20:,.0f} MiB" for size in memory),
+            *(f"{size / 2**20:,.0f} MiB" for size in (*memory, costs.training_bytes)),
         )
     console = Console()
     if not console.is_terminal:

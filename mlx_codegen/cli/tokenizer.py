@@ -119,7 +119,9 @@ def report(
     console.print(table)
     unused = loaded.vocab_size - len(used)
     console.print(f"{unused:,} of {loaded.vocab_size:,} pieces unused here · hash {loaded.hash}", highlight=False)
-    console.print(f"GPT-2's 50,257 pieces: about {GPT2_CHARACTERS_PER_TOKEN} characters a token of English", style="dim", highlight=False)
+    console.print(
+        f"GPT-2's 50,257 pieces: about {GPT2_CHARACTERS_PER_TOKEN} characters a token of English", style="dim", highlight=False
+    )
     if failures:
         raise typer.Exit(1)
 

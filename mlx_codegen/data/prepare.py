@@ -209,10 +209,7 @@ def _write_sources(
     """Write all sources' token files; returns their counts and the smallest document hash."""
     seen = _SeenDocuments(folder / "seen.sqlite")
     try:
-        counts = [
-            _write_source(folder, source, validation_fraction, tokenizer, seen, seed, observer)
-            for source in phase.sources
-        ]
+        counts = [_write_source(folder, source, validation_fraction, tokenizer, seen, seed, observer) for source in phase.sources]
         return counts, seen.smallest()
     finally:
         seen.close()
@@ -318,9 +315,7 @@ class _SeenDocuments:
         self._file.unlink(missing_ok=True)
 
 
-def _manifest(
-    phase: PhaseConfig, tokenizer: Tokenizer, fingerprint: str, counts: list[SourceCounts]
-) -> dict[str, Any]:
+def _manifest(phase: PhaseConfig, tokenizer: Tokenizer, fingerprint: str, counts: list[SourceCounts]) -> dict[str, Any]:
     return {
         "fingerprint": fingerprint,
         "tokenizer_hash": tokenizer.hash,

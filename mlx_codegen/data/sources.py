@@ -89,13 +89,13 @@ def _path_documents(path: Path, source: SourceConfig, skipped: Skipped) -> Itera
     for file in source_files(path):
         try:
             yield from _file_documents(file, source)
-        except _NotText as error:
+        except _NotTextError as error:
             if file == path:
                 raise UserError(str(error)) from None
             skipped(str(error))
 
 
-class _NotText(Exception):
+class _NotTextError(Exception):
     """A file that is binary or not UTF-8."""
 
 
@@ -119,7 +119,7 @@ def _plain_documents(file: Path) -> Iterator[str]:
     length = 0
     for line in _text_lines(file):
         boundary = not whole and line.strip() == END_OF_TEXT
-        full = length > LONGEST_DOCUMENT_CHARACTERS and not line.strip() or length > 4 * LONGEST_DOCUMENT_CHARACTERS
+        full = (length > LONGEST_DOCUMENT_CHARACTERS and not line.strip()) or length > 4 * LONGEST_DOCUMENT_CHARACTERS
         if (boundary or full) and lines:
             yield "".join(lines)
             lines, length = [], 0
@@ -137,7 +137,7 @@ def _text_lines(file: Path) -> Iterator[str]:
             while line := stream.readline(LONGEST_DOCUMENT_CHARACTERS):
                 yield line
     except UnicodeDecodeError as error:
-        raise _NotText(f"{file}: not UTF-8 text (byte {error.start}); convert it with iconv") from None
+        raise _NotTextError(f"{file}: not UTF-8 text (byte {error.start}); convert it with iconv") from None
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
 
@@ -150,7 +150,7 @@ def _refuse_binary(file: Path) -> None:
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
     if b"\0" in start:
-        raise _NotText(f"{file}: a binary file, not text; remove it from the source")
+        raise _NotTextError(f"{file}: a binary file, not text; remove it from the source")
 
 
 def _jsonl_rows(file: Path) -> Iterator[Any]:
@@ -161,7 +161,7 @@ def _jsonl_rows(file: Path) -> Iterator[Any]:
                 if line.strip():
                     yield _parse_json(line, f"{file}, line {number}")
     except UnicodeDecodeError as error:
-        raise _NotText(f"{file}: not UTF-8 text (byte {error.start}); convert it with iconv") from None
+        raise _NotTextError(f"{file}: not UTF-8 text (byte {error.start}); convert it with iconv") from None
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
 
@@ -172,7 +172,7 @@ def _json_rows(file: Path) -> Iterator[Any]:
     try:
         value = _parse_json(file.read_text(encoding="utf-8"), str(file))
     except UnicodeDecodeError as error:
-        raise _NotText(f"{file}: not UTF-8 text (byte {error.start}); convert it with iconv") from None
+        raise _NotTextError(f"{file}: not UTF-8 text (byte {error.start}); convert it with iconv") from None
     if isinstance(value, dict):
         lists = [entry for entry in value.values() if isinstance(entry, list)]
         value = value.get("scripts", lists[0] if len(lists) == 1 else None)

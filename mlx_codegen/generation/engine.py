@@ -59,9 +59,7 @@ class Engine:
         """
         return "".join(self.stream(prompt, command=command, plain=plain, **sampling))
 
-    def stream(
-        self, prompt: str, *, command: bool = False, plain: bool | None = None, **sampling: object
-    ) -> Iterator[str]:
+    def stream(self, prompt: str, *, command: bool = False, plain: bool | None = None, **sampling: object) -> Iterator[str]:
         """As `generate`, piece by piece; the prompt's own text is the first piece."""
         settings = check_sampling(sampling)
         text, ids = self.encode_prompt(prompt, command=command, plain=plain)

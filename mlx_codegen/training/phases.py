@@ -1,10 +1,10 @@
 """A run: language first, then code from the language phase's best weights. Knows the run folder and its rules.
 
-    runs/<name>/config.yaml             the resolved configuration
-                tokenizer/              tokenizer.model
-                data/<phase>/           token files
-                <phase>/                best.safetensors, last.safetensors
-                metrics.jsonl           one line per step and evaluation
+runs/<name>/config.yaml             the resolved configuration
+            tokenizer/              tokenizer.model
+            data/<phase>/           token files
+            <phase>/                best.safetensors, last.safetensors
+            metrics.jsonl           one line per step and evaluation
 """
 
 import math
@@ -180,9 +180,7 @@ def _train_phase(
     settings = config.phase(phase)
     assert settings is not None
     mx.random.seed(config.seed)
-    model = Transformer(
-        config.model.model_copy(update={"vocab_size": tokenizer.vocab_size}), config.gradient_checkpointing
-    )
+    model = Transformer(config.model.model_copy(update={"vocab_size": tokenizer.vocab_size}), config.gradient_checkpointing)
     last = folder.checkpoint(phase, "last")
     resumed = load_checkpoint(last) if resume and last.exists() else None
     if resumed is not None:
@@ -267,5 +265,3 @@ def _start_weights(
         raise UserError(f"{best} was trained with another tokenizer ({language.tokenizer.hash}, not {tokenizer.hash})")
     load_weights(model, language.weights, str(best))
     observer.on_message(f"starting from {best} (step {language.progress.step:,})")
-
-

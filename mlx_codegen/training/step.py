@@ -21,7 +21,8 @@ from mlx_codegen.model import Transformer
 from mlx_codegen.training.optimizer import Tree, adamw, clip_to_norm, global_norm, init_adamw
 
 FIRST_LOSS_SCALE = 2.0**15
-# float16 (Micikevicius et al., 2017, arXiv 1710.03740): halve the scale when gradients overflow, double it after so many good steps.
+# float16 (Micikevicius et al., 2017, arXiv 1710.03740): halve the scale when gradients overflow, double it after so
+# many good steps.
 STEPS_TO_RAISE_SCALE = 1000
 
 
@@ -39,7 +40,9 @@ class TrainStep:
     `state()` and `restore()` give and take all of it as a flat tree, for checkpoints.
     """
 
-    def __init__(self, model: Transformer, settings: PhaseConfig, precision: str, streams: list[mx.Stream]) -> None:
+    def __init__(
+        self, model: Transformer, settings: PhaseConfig, precision: str, streams: list[mx.Stream], *, compiled: bool
+    ) -> None:
         self.model = model
         self.optimizer_state: dict[str, Tree] = init_adamw(model.parameters())
         self.loss_scale = {
@@ -52,8 +55,9 @@ class TrainStep:
         self._loss_and_gradients = mx.value_and_grad(self._scaled_loss)
         # Captured state is an input and an output of the compiled graph: it is read and written in place.
         captured = [model.state, self.optimizer_state, self.loss_scale, mx.random.state]
-        self._accumulate = partial(mx.compile, inputs=captured, outputs=captured)(self._gradients_of_part)
-        self._finish = partial(mx.compile, inputs=captured, outputs=captured)(self._finish_uncompiled)
+        compile_step = partial(mx.compile, inputs=captured, outputs=captured) if compiled else _as_it_is
+        self._accumulate = compile_step(self._gradients_of_part)
+        self._finish = compile_step(self._finish_uncompiled)
 
     def __call__(self, parts: list[mx.array], learning_rate: float) -> tuple[mx.array, mx.array, mx.array]:
         """Run one update on parts of a batch, each `(B, T + 1)`, whose gradients are averaged.
@@ -129,6 +133,10 @@ class TrainStep:
         raised = good_steps >= STEPS_TO_RAISE_SCALE
         scale = mx.where(finite, mx.where(raised, scale * 2, scale), scale / 2)
         self.loss_scale.update(scale=mx.clip(scale, 1.0, 2.0**24), good_steps=mx.where(raised, 0, good_steps))
+
+
+def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
 
 
 def _choose(condition: mx.array, yes: Tree, no: Tree) -> Tree:

@@ -60,7 +60,7 @@ class Trainer:
         self.observer = observer
         self.precision = backend.resolve_precision(config.precision)
         streams = backend.compute_streams()
-        self.step = TrainStep(model, settings, self.precision, streams)
+        self.step = TrainStep(model, settings, self.precision, streams, compiled=backend.compiling_pays())
         self._evaluate = make_evaluation(model, self.precision, streams, tokenizer.byte_lengths())
         self._throughput = Throughput(clock)
         self._skipped_in_a_row = 0
