@@ -21,7 +21,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; higher is more varied.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0 from all.")] = 50,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens with this share of probability.")] = 0.9,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer in tokens.")] = 256,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer in tokens.")] = 512,
     seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
     command: Annotated[bool, typer.Option("--command", help="Ask for a one-line command instead of a script.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Continue the text as it is, not as a comment.")] = False,

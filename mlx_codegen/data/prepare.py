@@ -113,7 +113,7 @@ def phase_fingerprint(phase: PhaseConfig, tokenizer: Tokenizer, seed: int) -> st
         "tokenizer": tokenizer.hash,
         "validation_fraction": phase.validation_fraction,
         "seed": seed,
-        "sources": [_source_fingerprint(source) for source in phase.sources],
+        "sources": [source_fingerprint(source) for source in phase.sources],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -168,7 +168,8 @@ def _sample(source: SourceConfig, validation_fraction: float, budget: int, seed:
         yield document
 
 
-def _source_fingerprint(source: SourceConfig) -> dict[str, Any]:
+def source_fingerprint(source: SourceConfig) -> dict[str, Any]:
+    """What a source's documents depend on: its settings (not its weight), and its files' names, sizes and times."""
     described: dict[str, Any] = source.model_dump(exclude={"weight"})
     path = Path(str(source.path)).expanduser() if source.path is not None else None
     if source.bundled is not None:

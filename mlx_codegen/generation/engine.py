@@ -31,7 +31,7 @@ class SamplingConfig(Settings):
     """Draw from the k likeliest tokens; 0 draws from all."""
     top_p: float = Field(default=0.9, gt=0, le=1)
     """Draw from the likeliest tokens that make up this share of the probability."""
-    max_tokens: int = Field(default=256, ge=1)
+    max_tokens: int = Field(default=512, ge=1)
     """Longest answer in tokens."""
     seed: int | None = Field(default=None, ge=0, lt=2**64)
     """Same seed, same text. None draws one."""
@@ -50,6 +50,8 @@ class Engine:
         # Control tokens other than end-of-text stand for no text and were never trained.
         banned = [tokenizer.is_control(i) and i != tokenizer.end_of_text_id for i in range(tokenizer.vocab_size)]
         self._allowed = mx.where(mx.array(banned), -mx.inf, 0.0)
+        banned[tokenizer.end_of_text_id] = True
+        self._allowed_first = mx.where(mx.array(banned), -mx.inf, 0.0)
 
     def generate(self, prompt: str, *, command: bool = False, plain: bool | None = None, **sampling: object) -> str:
         """The whole document: the prompt as a comment and the script that follows it.
@@ -84,7 +86,8 @@ class Engine:
         keys = _keys(secrets.randbits(32) if settings.seed is None else settings.seed)
         history = list(prompt_ids)
         cache = self.model.make_cache()
-        token = self._next(mx.array([history]), cache, next(keys), settings)
+        # The answer to a request is never nothing: its first token is not the end.
+        token = self._next(mx.array([history]), cache, next(keys), settings, allowed=self._allowed_first)
         for _ in range(settings.max_tokens):
             if cache[0].offset < cache[0].capacity:
                 # The device computes the next token while this one is being shown.
@@ -107,10 +110,17 @@ class Engine:
             if piece:
                 yield piece
 
-    def _next(self, tokens: mx.array, cache: list[KVCache], key: mx.array, settings: SamplingConfig) -> mx.array:
-        """Next token id `(B,)` after tokens `(B, T)`."""
+    def _next(
+        self,
+        tokens: mx.array,
+        cache: list[KVCache],
+        key: mx.array,
+        settings: SamplingConfig,
+        allowed: mx.array | None = None,
+    ) -> mx.array:
+        """Next token id `(B,)` after tokens `(B, T)`. `allowed` `(V,)` is 0 for tokens that may come, -inf for others."""
         hidden = self.model.hidden_states(tokens, cache)[:, -1]  # only the last position is scored
-        logits = self.model.logits(hidden).astype(mx.float32) + self._allowed
+        logits = self.model.logits(hidden).astype(mx.float32) + (self._allowed if allowed is None else allowed)
         return sample(logits, key, settings.temperature, settings.top_k, settings.top_p)
 
 

@@ -19,7 +19,7 @@ class MetricsLog(Observer):
     def on_phase_start(self, start: PhaseStart) -> None:
         if self._path.exists():
             kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _stays(line, start)]
-            write_text_atomically(self._path, "".join(line + "\n" for line in kept))
+            write_atomically(self._path, "".join(line + "\n" for line in kept).encode())
 
     def on_step(self, metrics: StepMetrics) -> None:
         values = asdict(metrics)
@@ -48,12 +48,12 @@ def _stays(line: str, start: PhaseStart) -> bool:
     return start.first_step > 0 and values.get("step", 0) <= start.first_step
 
 
-def write_text_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Write beside, flush, rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+        with temporary.open("wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)

@@ -7,6 +7,8 @@ runs/<name>/config.yaml             the resolved configuration
             metrics.jsonl           one line per step and evaluation
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,15 +16,15 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_codegen.config import PHASES, PhaseName, RunConfig, build_run_config, read_yaml, to_yaml
+from mlx_codegen.config import PHASES, PhaseConfig, PhaseName, RunConfig, build_run_config, read_yaml, to_yaml
 from mlx_codegen.data.batches import TrainingBatches, open_token_files, validation_batches
-from mlx_codegen.data.prepare import prepare_phase, read_manifest, training_texts
+from mlx_codegen.data.prepare import prepare_phase, read_manifest, source_fingerprint, training_texts
 from mlx_codegen.errors import UserError
 from mlx_codegen.model import Transformer
 from mlx_codegen.observer import Observer, Observers
 from mlx_codegen.tokenizer import Tokenizer, train_tokenizer
 from mlx_codegen.training.checkpoint import Checkpoint, Progress, load_checkpoint, load_weights
-from mlx_codegen.training.metrics_log import MetricsLog, write_text_atomically
+from mlx_codegen.training.metrics_log import MetricsLog, write_atomically
 from mlx_codegen.training.trainer import PhaseData, Trainer
 
 
@@ -41,6 +43,11 @@ class RunFolder:
     def tokenizer_file(self) -> Path:
         """SentencePiece model."""
         return self.path / "tokenizer" / "tokenizer.model"
+
+    @property
+    def tokenizer_inputs_file(self) -> Path:
+        """What the tokenizer was made from, to tell whether it is still up to date."""
+        return self.path / "tokenizer" / "inputs.txt"
 
     @property
     def metrics_file(self) -> Path:
@@ -103,9 +110,10 @@ def prepare_run(
     resume: bool = False,
 ) -> Tokenizer:
     """Everything before training: configuration saved, tokenizer trained, token files written; reused where unchanged."""
+    _refuse_other_model(folder, config)
     folder.path.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(folder, config, observer, start, tokenizer_path)
-    write_text_atomically(folder.config_file, to_yaml(config))
+    write_atomically(folder.config_file, to_yaml(config).encode())
     for phase in phases:
         if not (resume and folder.checkpoint(phase, "last").exists()):  # a phase under way keeps its token files
             prepare_phase(folder.data(phase), config.phase(phase), tokenizer, config.seed, observer)  # type: ignore[arg-type]
@@ -126,43 +134,72 @@ def saved_config(folder: RunFolder, overrides: Iterable[str] = ()) -> RunConfig:
     return changed
 
 
+def _refuse_other_model(folder: RunFolder, config: RunConfig) -> None:
+    """A run's phases share one model and one tokenizer. Checked before anything in the folder is changed."""
+    if not folder.holds_checkpoints() or not folder.config_file.exists():
+        return
+    saved = build_run_config(read_yaml(folder.config_file), origin=str(folder.config_file))
+    if (saved.model, saved.tokenizer) != (config.model, config.tokenizer):
+        raise UserError(f"{folder.path} holds a model of another shape or tokenizer; give this run another --name")
+
+
 def _tokenizer(
     folder: RunFolder, config: RunConfig, observer: Observer, start: Checkpoint | None, given: Path | None
 ) -> Tokenizer:
-    """The starting checkpoint's tokenizer, or a given one, or the folder's, or a new one trained on all phases."""
-    file = folder.tokenizer_file
-    if given is not None:
-        tokenizer = Tokenizer.load(given)
-        if start is not None and start.tokenizer.hash != tokenizer.hash:
-            raise UserError(f"--init-from was trained with tokenizer {start.tokenizer.hash}, {given} is {tokenizer.hash}")
-    elif start is not None:
-        tokenizer = start.tokenizer
-    elif file.exists() and _tokenizer_matches(folder, config):
-        return Tokenizer.load(file)
+    """A given tokenizer, the starting checkpoint's, the folder's, or a new one trained on all phases."""
+    existing = Tokenizer.load(folder.tokenizer_file) if folder.tokenizer_file.exists() else None
+    if given is not None or start is not None:
+        tokenizer = Tokenizer.load(given) if given is not None else start.tokenizer  # type: ignore[union-attr]
+        _check_tokenizer(folder, tokenizer, existing, start)
+        inputs = tokenizer.hash
     else:
-        observer.on_message("training the tokenizer")
-        phases = [settings for name in config.phase_names() if (settings := config.phase(name)) is not None]
-        texts = training_texts(phases, config.tokenizer.training_bytes, config.seed)
-        tokenizer = train_tokenizer(texts, config.tokenizer, config.model.vocab_size)
-        if config.tokenizer.type == "bpe" and tokenizer.vocab_size < config.model.vocab_size:
-            observer.on_message(
-                f"the corpus carries {tokenizer.vocab_size} of the {config.model.vocab_size} pieces asked for; "
-                "the model gets that many"
-            )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_bytes(tokenizer.model_bytes)
-    temporary.replace(file)
+        inputs = _tokenizer_inputs(config)
+        if existing is not None and (folder.holds_checkpoints() or _read_text(folder.tokenizer_inputs_file) == inputs):
+            return existing
+        tokenizer = _train_tokenizer(config, observer)
+    folder.tokenizer_file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder.tokenizer_file, tokenizer.model_bytes)
+    write_atomically(folder.tokenizer_inputs_file, inputs.encode())
     return tokenizer
 
 
-def _tokenizer_matches(folder: RunFolder, config: RunConfig) -> bool:
-    """A folder's tokenizer may stay if weights depend on it, or if it was made from the same settings."""
-    if folder.holds_checkpoints() or not folder.config_file.exists():
-        return True
-    saved = build_run_config(read_yaml(folder.config_file), origin=str(folder.config_file))
-    same_sources = [saved.phase(name) == config.phase(name) for name in PHASES]
-    return saved.tokenizer == config.tokenizer and saved.model.vocab_size == config.model.vocab_size and all(same_sources)
+def _check_tokenizer(folder: RunFolder, tokenizer: Tokenizer, existing: Tokenizer | None, start: Checkpoint | None) -> None:
+    if start is not None and start.tokenizer.hash != tokenizer.hash:
+        raise UserError(f"--init-from was trained with tokenizer {start.tokenizer.hash}, --tokenizer is {tokenizer.hash}")
+    if existing is not None and folder.holds_checkpoints() and existing.hash != tokenizer.hash:
+        raise UserError(
+            f"{folder.path} was trained with tokenizer {existing.hash}, not {tokenizer.hash}; give this run another --name"
+        )
+
+
+def _train_tokenizer(config: RunConfig, observer: Observer) -> Tokenizer:
+    observer.on_message("training the tokenizer")
+    texts = training_texts(_phase_settings(config), config.tokenizer.training_bytes, config.seed)
+    tokenizer = train_tokenizer(texts, config.tokenizer, config.model.vocab_size)
+    if config.tokenizer.type == "bpe" and tokenizer.vocab_size < config.model.vocab_size:
+        observer.on_message(
+            f"the corpus carries {tokenizer.vocab_size} of the {config.model.vocab_size} pieces asked for; "
+            "the model gets that many"
+        )
+    return tokenizer
+
+
+def _tokenizer_inputs(config: RunConfig) -> str:
+    """A name for everything that a tokenizer is made from: its settings, and the sources with their files."""
+    texts = [
+        [settings.validation_fraction, *(source_fingerprint(source) for source in settings.sources)]
+        for settings in _phase_settings(config)
+    ]
+    inputs = [config.tokenizer.model_dump(), config.model.vocab_size, config.seed, texts]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _phase_settings(config: RunConfig) -> list[PhaseConfig]:
+    return [settings for name in PHASES if (settings := config.phase(name)) is not None]
+
+
+def _read_text(file: Path) -> str:
+    return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
 def _train_phase(
