@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mlx_codegen.errors import UserError
 
@@ -25,7 +25,15 @@ PHASES: tuple[PhaseName, ...] = ("language", "code")
 class Settings(BaseModel):
     """Base of all settings: immutable, and a key that nobody reads is an error instead of a silent nothing."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`early_stopping: true` would count as 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("true and false are not allowed here")
+        return value
 
 
 class ModelConfig(Settings):
@@ -306,17 +314,16 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _descend(target: Any, part: str, override: str) -> Any:
-    if isinstance(target, list):
-        return target[_list_index(target, part, override)]
-    if target.get(part) is None:
+    key = _list_index(target, part, override) if isinstance(target, list) else part
+    if isinstance(target, dict) and target.get(part) is None:
         target[part] = {}
-    if not isinstance(target[part], dict | list):
+    if not isinstance(target[key], dict | list):
         raise UserError(f"--set {override}: '{part}' is a single value, it has no keys inside")
-    return target[part]
+    return target[key]
 
 
 def _list_index(target: list[Any], part: str, override: str) -> int:
-    if not part.isdigit() or int(part) >= len(target):
+    if not part.isdecimal() or int(part) >= len(target):
         raise UserError(f"--set {override}: '{part}' should be an index from 0 to {len(target) - 1}")
     return int(part)
 

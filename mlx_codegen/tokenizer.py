@@ -27,7 +27,9 @@ CONTROL_TOKENS = (END_OF_TEXT, PADDING, *FILL_IN_THE_MIDDLE, *SPARE)
 
 SPACE_MARK = "\u2581"
 # Room for the unknown piece, the control tokens, 256 bytes, newline and tab, and the characters of ASCII.
-SMALLEST_VOCABULARY = 400
+SMALLEST_VOCABULARY = 384
+# What a model must give back unchanged to count as one of ours: blanks, line ends, no normalising, unknown characters.
+PROBE = " a  b \t\r\n\0\ufb01\U0001f600 " + SPACE_MARK
 # Long enough for `#!/bin/bash` and common idioms, short enough that whole lines do not become one piece.
 LONGEST_PIECE = 24
 # Training joins pairs anywhere in its "sentence": short ones keep it fast and its memory small.
@@ -40,15 +42,19 @@ class Tokenizer:
     def __init__(self, model_bytes: bytes, origin: str = "tokenizer") -> None:
         """From the bytes of a SentencePiece model file. Raises UserError if they are none, or not one of ours."""
         try:
-            self._processor = spm.SentencePieceProcessor(model_proto=model_bytes)
-        except RuntimeError:
+            self._processor = spm.SentencePieceProcessor(model_proto=model_bytes or b"empty")  # b"" means "none yet"
+            self.vocab_size: int = self._processor.get_piece_size()
+            self._bytes = [self._piece_bytes(index) for index in range(self.vocab_size)]
+        except (RuntimeError, UnicodeDecodeError):
             raise UserError(f"{origin}: not a SentencePiece model, or damaged; train it again") from None
         self.model_bytes = model_bytes
-        self.vocab_size: int = self._processor.get_piece_size()
         self.end_of_text_id = self._control_id(END_OF_TEXT, origin)
         self.padding_id = self._control_id(PADDING, origin)
         self._space_mark_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
-        self._bytes = [self._piece_bytes(index) for index in range(self.vocab_size)]
+        if self.decode(self.encode(PROBE)) != PROBE:
+            raise UserError(
+                f"{origin}: does not give every text back unchanged; train one with mlx-codegen and a larger vocab_size"
+            )
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -122,7 +128,7 @@ class Tokenizer:
 
     def _encode_plain(self, texts: list[str], num_threads: int) -> list[list[int]]:
         try:
-            ids: list[list[int]] = self._processor.encode(texts, num_threads=num_threads)
+            ids: list[list[int]] = self._processor.encode([text.encode() for text in texts], num_threads=num_threads)
         except UnicodeEncodeError:
             raise UserError("the text holds a lone surrogate (half a character), which is not valid Unicode") from None
         return ids
@@ -145,9 +151,9 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, vocab_size: i
 
     Raises UserError for an empty corpus and for a vocabulary too small to hold every byte.
     """
-    if vocab_size < SMALLEST_VOCABULARY and config.type == "bpe":
+    if vocab_size < SMALLEST_VOCABULARY:
         raise UserError(f"vocab_size {vocab_size} is too small: bytes and control tokens alone need {SMALLEST_VOCABULARY}")
-    chunks = [chunk for text in texts for chunk in _training_chunks(text)]
+    chunks = [chunk for text in texts for chunk in _training_chunks(text) if chunk.strip()]
     if not chunks:
         raise UserError("the corpus is empty: there is no text to train a tokenizer on")
     output = io.BytesIO()
@@ -169,8 +175,9 @@ def _training_options(config: TokenizerConfig) -> dict[str, Any]:
         "model_type": config.type,
         # A limit, not a demand: a small corpus yields fewer pieces instead of an error.
         "hard_vocab_limit": False,
-        "use_all_vocab": config.type == "char",
         "byte_fallback": True,
+        # A corpus with few or no blanks would leave the blank out; its byte fallback spells U+2581, another character.
+        "required_chars": SPACE_MARK,
         "character_coverage": 0.9999,
         "normalization_rule_name": "identity",
         "add_dummy_prefix": False,

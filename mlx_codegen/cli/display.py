@@ -66,6 +66,10 @@ class TrainingDisplay(Observer):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._stop_live()
 
+    def in_phase(self) -> bool:
+        """True while a phase is being trained."""
+        return self._task is not None
+
     def on_message(self, text: str) -> None:
         self._console.print(text, style="dim", highlight=False)
 

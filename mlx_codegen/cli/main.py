@@ -3,20 +3,37 @@
 import errno
 import os
 import sys
+from typing import Annotated
 
-import click
 import typer
 
 from mlx_codegen.cli import demo, doctor, generate, prepare, sizes, tokenizer, train
 from mlx_codegen.errors import UserError
+from mlx_codegen.version import __version__
 
 app = typer.Typer(
     name="mlx-codegen",
     help="Train a small English-and-bash model on your own machine, and generate scripts with it.",
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mlx-codegen {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train a small English-and-bash model on your own machine, and generate scripts with it."""
+
+
 app.command()(train.train)
 app.command()(generate.generate)
 app.command()(demo.demo)
@@ -27,6 +44,8 @@ app.add_typer(tokenizer.app, name="tokenizer")
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INTERRUPTED = 130
+# Newer typer carries click inside, older ones import it: its base exception is found through a public name of both.
+ClickException: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 def main() -> None:
@@ -38,18 +57,15 @@ def run(arguments: list[str]) -> int:
     """Run a command line (without the program's name) and return its exit status."""
     command = typer.main.get_command(app)
     try:
-        status = command.main(arguments, prog_name="mlx-codegen", standalone_mode=False)
+        status = command.main(arguments or ["--help"], prog_name="mlx-codegen", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except UserError as error:
         return _fail(str(error))
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-        return 2
-    except click.ClickException as error:
+    except ClickException as error:
         context = getattr(error, "ctx", None)
         where = f" (see {context.command_path} --help)" if context is not None else ""
-        return _fail(f"{error.format_message()}{where}")
-    except (KeyboardInterrupt, click.exceptions.Abort):
+        return _fail(f"{error.format_message()}{where}")  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
@@ -57,9 +73,12 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in NO_SPACE:
-            raise
-        return _fail(f"no space left on disk while writing {error.filename or 'a file'}; free some and run it again")
+        if error.errno in NO_SPACE:
+            where = error.filename or "a file"
+            return _fail(f"no space left on disk while writing {where}; free some and run the same command again")
+        if error.filename is None:
+            raise  # no file of the person's: a fault of ours
+        return _fail(f"{error.filename}: {error.strerror}; check that it is there and that you may read and write it")
 
 
 def _fail(message: str) -> int:

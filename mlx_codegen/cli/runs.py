@@ -76,13 +76,16 @@ def _replace_sources(values: dict[str, Any], phase: str, sources: list[dict[str,
 
 
 @contextmanager
-def polite_stop(tell: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C, SIGTERM and a closed terminal ask the work to stop after its step; a second signal stops at once."""
+def polite_stop(tell: Callable[[str], None], in_step: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C, SIGTERM and a closed terminal ask the work to stop after its step; a second signal stops at once.
+
+    Outside of training steps (`in_step()` false: preparing data, which starts over anyway) the first one does.
+    """
     asked = False
 
     def handle(number: int, frame: object) -> None:
         nonlocal asked
-        if asked:
+        if asked or not in_step():
             raise KeyboardInterrupt
         asked = True
         tell("finishing this step, then saving; once more stops at once")

@@ -9,7 +9,7 @@ import typer
 
 from mlx_codegen.errors import UserError
 
-app = typer.Typer(help="Train a tokenizer, look at its pieces, measure it.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Train a tokenizer, look at its pieces, measure it.", rich_markup_mode=None)
 
 TokenizerOption = Annotated[
     Path, typer.Option("--tokenizer", metavar="FILE", help="A tokenizer.model, or a run folder with one.")
@@ -30,7 +30,7 @@ def train(
         list[str] | None,
         typer.Option(metavar="SOURCE", help="A file, a folder, hub:OWNER/NAME. Repeatable. Default: the bundled data."),
     ] = None,
-    vocab_size: Annotated[int, typer.Option(help="Pieces to learn.")] = 8000,
+    vocab_size: Annotated[int, typer.Option(max=65536, help="Pieces to learn; token files hold no more than 65,536.")] = 8000,
     type: Annotated[Type, typer.Option(help="bpe, or one piece a character.")] = Type.bpe,
 ) -> None:
     """Train a tokenizer on English and code.

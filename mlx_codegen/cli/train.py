@@ -83,7 +83,7 @@ def train_with_display(
     from mlx_codegen.training.phases import train_run
 
     display = TrainingDisplay()
-    with display, polite_stop(display.on_message) as should_stop:
+    with display, polite_stop(display.on_message, display.in_phase) as should_stop:
         outcome = train_run(
             folder,
             settings,

@@ -139,7 +139,8 @@ def training_texts(phases: Iterable[PhaseConfig], budget_bytes: int, seed: int) 
     """Documents that train the tokenizer: an even share of the budget from each phase and source, train split only.
 
     From each source the documents with the smallest hashes are taken, which is a random sample that does not depend
-    on their order; at most `50 x budget` of a source is read for it.
+    on their order; at most `50 x budget` of a source is read for it. A source of a few documents that all fall into the
+    validation split gives those: prepare moves some of them to the train split.
     """
     phases = list(phases)
     for phase in phases:
@@ -152,20 +153,23 @@ def _sample(source: SourceConfig, validation_fraction: float, budget: int, seed:
     import heapq
 
     kept: list[tuple[int, str]] = []  # a heap with the largest hash on top
+    held_out: list[str] = []
     kept_characters = read_characters = 0
     for raw in read_documents(source, seed):
         document = clean(raw)
         number = document_hash(document)
         read_characters += len(document)
-        if document and split_of(number, validation_fraction) == "train":
+        if document and split_of(number, validation_fraction) == "validation":
+            held_out = [] if kept else [*held_out, document]
+        elif document:
             heapq.heappush(kept, (-number, document))
             kept_characters += len(document)
             while kept_characters > budget and len(kept) > 1:
                 kept_characters -= len(heapq.heappop(kept)[1])
         if read_characters > 50 * budget:
             break
-    for _, document in sorted(kept, reverse=True):
-        yield document
+    yield from (document for _, document in sorted(kept, reverse=True))
+    yield from held_out if not kept else ()
 
 
 def source_fingerprint(source: SourceConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Every origin becomes an iterator of documents (plain strings), read as a stream 
 corpus. A file that is named by itself must be good; in a folder, files that are no UTF-8 text are left out and counted.
 """
 
+import codecs
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ ANSWER_COLUMNS = ("command", "script", "code", "content", "completion", "respons
 # A longer plain file is a book, not a document: it is cut at the next empty line, so that train and validation
 # both get some of it and one file cannot fill the memory.
 LONGEST_DOCUMENT_CHARACTERS = 64 * 1024
+HUB_SECONDS = 10
 BUNDLED_STORIES = 12_000
 BUNDLED_RENDERINGS_PER_TASK = 400
 
@@ -73,15 +75,15 @@ def source_files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"no file or folder {path}; give a path that exists, or a bundled source")
-    files = sorted(file for file in path.rglob("*") if file.is_file() and _readable_kind(file))
+    files = sorted(file for file in path.rglob("*") if file.is_file() and _readable_kind(file.relative_to(path)))
     if not files:
         raise UserError(f"the folder {path} holds no {', '.join(SUFFIXES)} files")
     return files
 
 
 def _readable_kind(file: Path) -> bool:
-    # Scripts often have no suffix at all (`bin/backup`): they are told by their first bytes later.
-    hidden = any(part.startswith(".") for part in file.parts[-2:])
+    # Scripts often have no suffix at all (`bin/backup`). Hidden folders (.git) hold no work of a person.
+    hidden = any(part.startswith(".") for part in file.parts)
     return not hidden and (file.suffix.lower() in SUFFIXES or not file.suffix)
 
 
@@ -103,7 +105,9 @@ def _file_documents(file: Path, source: SourceConfig) -> Iterator[str]:
     suffix = file.suffix.lower()
     if suffix == ".parquet":
         yield from _records(_parquet_rows(file, source), source, str(file))
-    elif suffix == ".jsonl":
+        return
+    _refuse_what_is_no_text(file)
+    if suffix == ".jsonl":
         yield from _records(_jsonl_rows(file), source, str(file))
     elif suffix == ".json":
         yield from _records(_json_rows(file), source, str(file))
@@ -113,7 +117,6 @@ def _file_documents(file: Path, source: SourceConfig) -> Iterator[str]:
 
 def _plain_documents(file: Path) -> Iterator[str]:
     """Scripts are one document each; other text is cut at `<|endoftext|>` lines and, where very long, at empty lines."""
-    _refuse_binary(file)
     whole = file.suffix.lower() in SCRIPT_SUFFIXES
     lines: list[str] = []
     length = 0
@@ -131,48 +134,46 @@ def _plain_documents(file: Path) -> Iterator[str]:
 
 
 def _text_lines(file: Path) -> Iterator[str]:
-    """Lines of a UTF-8 file with their ends as they are; a line without end comes in parts of a bounded size."""
-    try:
-        with file.open(encoding="utf-8", newline="") as stream:
-            while line := stream.readline(LONGEST_DOCUMENT_CHARACTERS):
-                yield line
-    except UnicodeDecodeError as error:
-        raise _NotTextError(f"{file}: not UTF-8 text (byte {error.start}); convert it with iconv") from None
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
+    """Lines of a text file with their ends as they are; a line without end comes in parts of a bounded size."""
+    with file.open(encoding="utf-8", newline="") as stream:
+        while line := stream.readline(LONGEST_DOCUMENT_CHARACTERS):
+            yield line
 
 
-def _refuse_binary(file: Path) -> None:
-    """A NUL byte near the start marks a binary file, as in git and grep."""
+def _refuse_what_is_no_text(file: Path) -> None:
+    """A NUL byte near the start marks a binary file, as in git and grep; the rest must be UTF-8.
+
+    The whole file is checked before any of it is used, so that a bad one is left out whole.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    position = 0
     try:
         with file.open("rb") as stream:
-            start = stream.read(8192)
+            while block := stream.read(1 << 20):
+                if position == 0 and b"\0" in block[:8192]:
+                    raise _NotTextError(f"{file}: a binary file, not text; remove it from the source")
+                half_character, _ = decoder.getstate()
+                decoder.decode(block)
+                position += len(block)
+            half_character, _ = decoder.getstate()
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        where = position - len(half_character) + error.start
+        raise _NotTextError(f"{file}: not UTF-8 text (byte {where}); convert it with iconv") from None
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
-    if b"\0" in start:
-        raise _NotTextError(f"{file}: a binary file, not text; remove it from the source")
 
 
 def _jsonl_rows(file: Path) -> Iterator[Any]:
-    _refuse_binary(file)
-    try:
-        with file.open(encoding="utf-8") as stream:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    yield _parse_json(line, f"{file}, line {number}")
-    except UnicodeDecodeError as error:
-        raise _NotTextError(f"{file}: not UTF-8 text (byte {error.start}); convert it with iconv") from None
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
+    with file.open(encoding="utf-8-sig") as stream:  # -sig: programs of Windows begin files with a byte-order mark
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                yield _parse_json(line, f"{file}, line {number}")
 
 
 def _json_rows(file: Path) -> Iterator[Any]:
     """A JSON list, or an object with one under `scripts` (or another single list)."""
-    _refuse_binary(file)
-    try:
-        value = _parse_json(file.read_text(encoding="utf-8"), str(file))
-    except UnicodeDecodeError as error:
-        raise _NotTextError(f"{file}: not UTF-8 text (byte {error.start}); convert it with iconv") from None
+    value = _parse_json(file.read_text(encoding="utf-8-sig"), str(file))
     if isinstance(value, dict):
         lists = [entry for entry in value.values() if isinstance(entry, list)]
         value = value.get("scripts", lists[0] if len(lists) == 1 else None)
@@ -198,7 +199,7 @@ def _parquet_rows(file: Path, source: SourceConfig) -> Iterator[dict[str, Any]]:
         columns = [name for name in table.schema_arrow.names if name in wanted]
         for batch in table.iter_batches(batch_size=1024, columns=columns or None):
             yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:  # a damaged page is an OSError
         raise UserError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
 
 
@@ -208,6 +209,7 @@ def _hub_documents(source: SourceConfig) -> Iterator[str]:
 
     datasets.disable_progress_bars()
     try:
+        _ask_hub(str(source.hub))
         rows = datasets.load_dataset(str(source.hub), source.subset, split=source.split, streaming=True)
         yield from _records(iter(rows), source, f"hub data set {source.hub}")
     except UserError:
@@ -218,6 +220,14 @@ def _hub_documents(source: SourceConfig) -> Iterator[str]:
             f"hub data set {source.hub} cannot be read ({type(error).__name__}: {reason[0] if reason else 'no reason given'}); "
             "offline, use a local copy (path: FILE) or the data that ships here (bundled: english or bash)"
         ) from None
+
+
+def _ask_hub(name: str) -> None:
+    """One short question, so that an unreachable hub is known at once: `datasets` itself asks six times, half a minute."""
+    from huggingface_hub import constants, get_session
+
+    if not Path(name).is_dir():
+        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
 
 
 def _records(rows: Iterator[Any], source: SourceConfig, where: str) -> Iterator[str]:

@@ -223,8 +223,9 @@ def _train_phase(
     if resumed is not None:
         _check_same(resumed, tokenizer, data, last)
         progress = resumed.progress
-        progress.total_steps = total_steps(config, phase, data.batches)
-        if progress.finished and progress.step >= progress.total_steps:
+        planned_before, progress.total_steps = progress.total_steps, total_steps(config, phase, data.batches)
+        # Finished early (no more gain) stays finished, unless more steps are asked for now.
+        if progress.finished and (progress.total_steps <= max(progress.step, planned_before)):
             observer.on_message(f"the {phase} phase is already finished ({progress.step:,} steps)")
             return "finished"
         load_weights(model, resumed.weights, str(last))
