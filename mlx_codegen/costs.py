@@ -24,24 +24,28 @@ class Costs:
 
     @property
     def training_bytes(self) -> int:
-        """Everything that is in memory at the peak of a training step."""
-        return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes + self.activations_bytes
+        """The peak of a training step. Activations are given back while the gradients come, so the larger of both counts."""
+        return self.weights_bytes + self.optimizer_bytes + max(self.gradients_bytes, self.activations_bytes)
 
 
-def model_costs(config: ModelConfig, batch_size: int, gradient_checkpointing: bool = False) -> Costs:
-    """Costs of training `config` on batches of `batch_size` full sequences."""
+def model_costs(config: ModelConfig, batch_size: int, gradient_checkpointing: bool = False, streams: int = 1) -> Costs:
+    """Costs of training `config` on batches of `batch_size` full sequences, cut over `streams` (see `TrainStep`).
+
+    Every stream makes gradients of its own; one more set is there while they are summed and the weights updated.
+    """
     shapes = {name: value.shape for name, value in tree_flatten(Transformer(config).parameters())}
     sizes = {name: _product(shape) for name, shape in shapes.items()}
     parameters = sum(sizes.values())
     vocabulary = sum(size for name, size in sizes.items() if name.startswith(("token_embedding", "output_proj")))
+    tokens = batch_size * config.context_length
     return Costs(
         parameters=parameters,
         parameters_outside_vocabulary=parameters - vocabulary,
         training_flops_per_token=training_flops_per_token(config, shapes),
         weights_bytes=FLOAT_BYTES * parameters,
-        gradients_bytes=FLOAT_BYTES * parameters,
+        gradients_bytes=FLOAT_BYTES * parameters * (min(streams, batch_size) + 1),
         optimizer_bytes=2 * FLOAT_BYTES * parameters,
-        activations_bytes=FLOAT_BYTES * batch_size * _activations_per_sequence(config, gradient_checkpointing),
+        activations_bytes=FLOAT_BYTES * tokens * _activations_per_token(config, gradient_checkpointing),
     )
 
 
@@ -58,22 +62,20 @@ def training_flops_per_token(config: ModelConfig, shapes: dict[str, tuple[int, .
     return 6 * (sum(matrices.values()) + output) + attention
 
 
-def _activations_per_sequence(config: ModelConfig, gradient_checkpointing: bool) -> int:
-    """Numbers kept for the backward pass of one sequence, estimated.
+def _activations_per_token(config: ModelConfig, gradient_checkpointing: bool) -> int:
+    """Numbers kept for the backward pass, for each token; an estimate, within a fifth of what was measured.
 
-    Per token and layer: the residual stream, two norms, queries, keys, values, attention output and its projection
-    (about 10 C) and the MLP's hidden values before and after the activation (2 to 4 of its width). Attention keeps
-    its T x T weights of one layer at a time while that layer is differentiated; the logits are there three times
-    (scores, their softmax, their gradient). With checkpointing only the residual stream of each layer stays.
+    Each layer keeps about 10 C (residual stream, norms, queries, keys, values, attention output and gradients of
+    them), the MLP's hidden values before and after the activation with one gradient (one more for a gated MLP), and a
+    row of attention weights for each head. One layer at a time needs three more such rows while it is differentiated;
+    the logits are there three times (scores, their softmax, their gradient). With checkpointing each layer keeps its
+    input only, and one layer at a time the rest.
     """
-    tokens, width = config.context_length, config.d_model
-    mlp_copies = 4 if config.family == "llama" else 2
-    per_layer = tokens * (10 * width + mlp_copies * config.hidden_dim)
-    attention = 3 * config.n_heads * tokens * tokens
-    logits = 3 * tokens * config.vocab_size
-    if gradient_checkpointing:
-        return config.n_layers * tokens * width + per_layer + attention + logits
-    return config.n_layers * per_layer + attention + logits
+    mlp_copies = 4 if config.family == "llama" else 3
+    attention_rows = config.n_heads * config.context_length
+    layer = 10 * config.d_model + mlp_copies * config.hidden_dim + attention_rows
+    kept = config.n_layers * config.d_model + layer if gradient_checkpointing else config.n_layers * layer
+    return kept + 3 * attention_rows + 3 * config.vocab_size
 
 
 def _product(shape: tuple[int, ...]) -> int:

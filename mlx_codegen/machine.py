@@ -2,9 +2,12 @@
 
 import importlib.metadata
 import platform
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +28,17 @@ class Finding:
 
 
 def machine_report() -> list[Finding]:
-    """Everything worth knowing before training here."""
+    """Everything worth knowing before training here. Never raises: a check that fails is a finding too."""
     checks = (_python, _chip, _memory, _mlx, _blas, _precision, _disk, _bash, _shellcheck, _sandbox, _compiler)
-    return [check() for check in checks]
+    return [_run_check(check) for check in checks]
+
+
+def _run_check(check: Callable[[], Finding]) -> Finding:
+    try:
+        return check()
+    except Exception as error:  # this report is what one reads when things are broken
+        what = check.__name__.strip("_").replace("_", " ")
+        return Finding(what, "unknown", f"looking for it failed: {type(error).__name__}: {error}", needed=False)
 
 
 def _python() -> Finding:
@@ -40,7 +51,7 @@ def _chip() -> Finding:
 
 def _memory() -> Finding:
     size = backend.total_memory_bytes()
-    advice = "enough for nano and tiny; larger models need more" if size < LITTLE_MEMORY_BYTES else ""
+    advice = "enough for nano and tiny; what larger models need: mlx-codegen sizes" if size < LITTLE_MEMORY_BYTES else ""
     return Finding("memory", f"{size / 2**30:.1f} GiB", advice, needed=False)
 
 
@@ -64,23 +75,38 @@ def _precision() -> Finding:
 
 
 def _disk() -> Finding:
-    free = shutil.disk_usage(Path.cwd()).free
-    advice = "free some: runs hold checkpoints of three times the model's size" if free < LITTLE_DISK_BYTES else ""
-    return Finding("free disk", f"{free / 2**30:.1f} GiB", advice)
+    folder = Path.cwd()
+    free = shutil.disk_usage(folder).free
+    found = f"{free / 2**30:.1f} GiB"
+    if not _can_write(folder):
+        return Finding("free disk", f"{found}, but {folder} cannot be written to", "go to a folder where runs/ can be made")
+    advice = "free some: a run holds checkpoints of three times the model's size" if free < LITTLE_DISK_BYTES else ""
+    return Finding("free disk", found, advice)
 
 
-def _first_line(command: list[str]) -> str:
+def _can_write(folder: Path) -> bool:
     try:
-        output = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
-    except (OSError, subprocess.TimeoutExpired):
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _version(command: list[str]) -> str:
+    """The first thing in a program's answer that looks like a version, or that it does not answer."""
+    try:
+        output = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
         return "found, but it does not answer"
-    return next((line for line in output.splitlines() if any(c.isdigit() for c in line)), "found").strip()
+    version = re.search(r"\d+(\.\d+)+", output)
+    return f"version {version[0]}" if version else "found"
 
 
 def _tool(what: str, program: str, why: str, install: str) -> Finding:
-    if shutil.which(program) is None:
-        return Finding(what, "not found", f"{why}: {install}", needed=False)
-    return Finding(what, _first_line([program, "--version"]))
+    path = shutil.which(program)
+    if path is None:
+        return Finding(what, f"{program} not found", f"it {why}: {install}", needed=False)
+    return Finding(what, f"{program}, {_version([path, '--version'])}")
 
 
 def _bash() -> Finding:
@@ -95,9 +121,21 @@ def _shellcheck() -> Finding:
 def _sandbox() -> Finding:
     if sys.platform == "darwin":
         if shutil.which("sandbox-exec") is None:
-            return Finding("sandbox", "not found", "sandbox-exec is part of macOS, in /usr/bin: check PATH", needed=False)
+            return Finding("sandbox", "sandbox-exec not found", "it is part of macOS, in /usr/bin: check PATH", needed=False)
         return Finding("sandbox", "sandbox-exec")
-    return _tool("sandbox", "bwrap", "runs generated scripts without harm", "apt-get install bubblewrap")
+    finding = _tool("sandbox", "bwrap", "runs generated scripts where they can do no harm", "apt-get install bubblewrap")
+    if finding.advice or _sandbox_works():
+        return finding
+    advice = "this system (a container?) forbids user namespaces; scripts that are run to test them need them"
+    return Finding("sandbox", f"{finding.found}, but it cannot run here", advice, needed=False)
+
+
+def _sandbox_works() -> bool:
+    command = ["bwrap", "--ro-bind", "/", "/", "--unshare-all", sys.executable, "-c", ""]
+    try:
+        return subprocess.run(command, capture_output=True, timeout=10).returncode == 0
+    except (OSError, subprocess.SubprocessError):
+        return False
 
 
 def _compiler() -> Finding:

@@ -11,7 +11,7 @@ import math
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_codegen.activations import gelu
 from mlx_codegen.config import ModelConfig
@@ -127,6 +127,34 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
+def recomputed(block: Block, x: mx.array) -> mx.array:
+    """`block(x)` that keeps only `x`, and computes the rest again in the backward pass (gradient checkpointing).
+
+    `nn.utils.checkpoint` does not do here: it draws new dropout masks the second time, so the gradients are wrong, and
+    lets MLX put the weights' gradients off to the end, so all that was recomputed stays in memory until then.
+    """
+    names, values = zip(*tree_flatten(block.trainable_parameters()), strict=True)
+    key = mx.array(mx.random.state[0])
+
+    def forward(*inputs: mx.array) -> mx.array:
+        block.update(tree_unflatten(list(zip(names, inputs, strict=False))))
+        return block(inputs[-1])
+
+    run = mx.custom_function(forward)
+
+    @run.vjp
+    def backward(inputs: tuple[mx.array, ...], cotangent: mx.array, output: mx.array) -> tuple[mx.array, ...]:
+        later_key = mx.array(mx.random.state[0])
+        mx.random.state[0][:] = key
+        _, gradients = mx.vjp(forward, mx.depends(list(inputs), [cotangent]), [cotangent])
+        mx.random.state[0][:] = later_key
+        *of_weights, of_x = gradients
+        # Earlier blocks go on only when this one's weights have their gradients.
+        return *of_weights, mx.depends([of_x], of_weights)[0]
+
+    return run(*values, x)
+
+
 class Transformer(nn.Module):
     """The whole model. Family differences: gpt2 learns a vector per position; gpt_neox has its own output matrix."""
 
@@ -160,7 +188,7 @@ class Transformer(nn.Module):
         x = self.dropout(x)
         for index, block in enumerate(self.blocks):
             if self.gradient_checkpointing and self.training:
-                x = nn.utils.checkpoint(block)(x)
+                x = recomputed(block, x)
             else:
                 x = block(x, cache[index] if cache is not None else None)
         return self.final_norm(x)

@@ -71,7 +71,7 @@ class TrainingDisplay(Observer):
         return self._task is not None
 
     def on_message(self, text: str) -> None:
-        self._console.print(text, style="dim", highlight=False)
+        self._console.print(text, style="dim", highlight=False, soft_wrap=True)
 
     def on_prepare(self, source: str, documents: int, text_bytes: int) -> None:
         line = f"{source}: {documents:,} documents, {text_bytes / 1e6:.1f} MB tokenised"
@@ -90,6 +90,7 @@ class TrainingDisplay(Observer):
             f"[bold]{start.phase} phase[/]: {start.parameters / 1e6:.1f} M parameters, {start.train_tokens:,} tokens x "
             f"{epochs:.2g} epochs = {start.total_steps:,} steps of {start.tokens_per_step:,} tokens, {start.precision}",
             highlight=False,
+            soft_wrap=True,
         )
         self._task = self._bar.add_task(start.phase, total=start.total_steps, completed=start.first_step)
 
@@ -115,7 +116,7 @@ class TrainingDisplay(Observer):
     def on_phase_end(self, phase: str, reason: str) -> None:
         self._stop_live()
         if self._step is not None:
-            self._console.print(f"{phase} phase {reason}: {self._facts()}", highlight=False)
+            self._console.print(f"{phase} phase {reason}: {self._facts()}", highlight=False, soft_wrap=True)
         if self._task is not None:
             self._bar.remove_task(self._task)
             self._task = None
@@ -124,7 +125,7 @@ class TrainingDisplay(Observer):
         """Shown by its silence: saving is the normal case."""
 
     def _line(self, text: str) -> None:
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, soft_wrap=True)  # a log has no width
         self._last_line = time.monotonic()
 
     def _show(self, picture: Table | Text | Group) -> None:

@@ -96,5 +96,12 @@ def show_live(pieces: Iterator[str], origin: str) -> None:
 
 
 def visible_controls(text: str) -> str:
-    """Terminal control characters become visible (`^[`), so that generated text cannot steer the terminal."""
-    return "".join(f"^{chr(ord(c) ^ 64)}" if (ord(c) < 32 and c != "\t") or ord(c) == 127 else c for c in text)
+    """Terminal control characters become visible (`^[`, `\\x9b`), so that generated text cannot steer the terminal."""
+    return "".join(_visible(character) for character in text)
+
+
+def _visible(character: str) -> str:
+    number = ord(character)
+    if (number < 32 and character != "\t") or number == 127:
+        return f"^{chr(number ^ 64)}"
+    return f"\\x{number:02x}" if 128 <= number < 160 else character

@@ -22,6 +22,7 @@ def prepare(
 
     Example: mlx-codegen prepare configs/tiny.yaml --code-data my_scripts/
     """
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
@@ -33,13 +34,21 @@ def prepare(
     settings = config_from_options(config, overrides, language_data, code_data)
     with TrainingDisplay() as display:
         prepare_run(folder, settings, settings.phase_names(), display)
-    table = Table("phase", "source", "split", "documents", "tokens", "MB", "duplicates", "files left out")
+    table = Table(box=SIMPLE)
+    table.add_column("source", no_wrap=True)
+    for title in ("documents", "MB", "tokens", "held out", "duplicates", "skipped files"):
+        table.add_column(title, justify="right")
     for phase in settings.phase_names():
         for source in read_manifest(folder.data(phase))["sources"]:
             counts = source["counts"]
-            for split in ("train", "validation"):
-                once = (str(counts["duplicates"]), str(len(counts["skipped_files"]))) if split == "train" else ("", "")
-                size = counts[split]
-                megabytes = f"{size['text_bytes'] / 1e6:.2f}"
-                table.add_row(phase, source["name"], split, f"{size['documents']:,}", f"{size['tokens']:,}", megabytes, *once)
+            train, held_out = counts["train"], counts["validation"]
+            table.add_row(
+                f"{phase}/{source['name']}",
+                f"{train['documents'] + held_out['documents']:,}",
+                f"{(train['text_bytes'] + held_out['text_bytes']) / 1e6:.1f}",
+                f"{train['tokens']:,}",
+                f"{held_out['tokens']:,}",
+                f"{counts['duplicates']:,}",
+                f"{len(counts['skipped_files']):,}",
+            )
     Console().print(table)

@@ -12,18 +12,20 @@ def sizes(
     from rich.console import Console
     from rich.table import Table
 
+    from mlx_codegen import backend
     from mlx_codegen.config import load_run_config, repository_folder
     from mlx_codegen.costs import model_costs
 
     table = Table("config", "family", "layers × width × heads", "vocabulary", "context", "parameters", "outside vocabulary")
     for title in ("training FLOPs/token", "batch", "weights", "optimizer", "gradients", "activations", "in all"):
         table.add_column(title, justify="right")
+    streams = len(backend.compute_streams())
     for file in sorted(repository_folder("configs").glob("*.yaml")):
         config = load_run_config(file)
         model = config.model
         batches = [settings.batch_size for name in config.phase_names() if (settings := config.phase(name))]
         batch = batch_size or max(batches)
-        costs = model_costs(model, batch, config.gradient_checkpointing)
+        costs = model_costs(model, batch, config.gradient_checkpointing, streams)
         memory = (costs.weights_bytes, costs.optimizer_bytes, costs.gradients_bytes, costs.activations_bytes)
         table.add_row(
             file.stem,
@@ -41,4 +43,9 @@ def sizes(
     if not console.is_terminal:
         console.width = 240  # a pipe has no width of its own; rows must not be broken there
     console.print(table)
-    console.print("Memory is for float32 training; activations are an estimate.", style="dim", highlight=False)
+    console.print(
+        f"Memory is for float32 training on this machine ({streams} compute stream{'s' if streams > 1 else ''}); activations "
+        "are an estimate. They are given back while the gradients come, so the larger of both counts in all.",
+        style="dim",
+        highlight=False,
+    )

@@ -41,6 +41,7 @@ def train(
     from mlx_codegen.config import PhaseConfig, SourceConfig, TokenizerConfig
     from mlx_codegen.data.prepare import training_texts
     from mlx_codegen.tokenizer import train_tokenizer
+    from mlx_codegen.training.metrics_log import write_atomically
 
     if output.is_dir():
         output = output / "tokenizer.model"
@@ -53,9 +54,7 @@ def train(
     settings = TokenizerConfig(type=type.value)
     tokenizer = train_tokenizer(training_texts(phases, settings.training_bytes, seed=0), settings, vocab_size)
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(output.name + ".tmp")
-    temporary.write_bytes(tokenizer.model_bytes)
-    temporary.replace(output)
+    write_atomically(output, tokenizer.model_bytes)
     if tokenizer.vocab_size < vocab_size and type is Type.bpe:
         print(f"the corpus carries {tokenizer.vocab_size} of the {vocab_size} pieces asked for", file=sys.stderr)
     print(f"{output}: {tokenizer.vocab_size} pieces, hash {tokenizer.hash}")

@@ -78,6 +78,9 @@ def prepare_phase(
         _replace_folder(partial, folder)
     except sqlite3.OperationalError as error:  # the only way that a fresh database of ours fails: no space
         raise UserError(f"cannot write in {partial.parent} ({error}); free some disk space and run again") from None
+    except OSError as error:
+        error.filename = error.filename or str(partial)  # a write to an open file does not say which
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return manifest

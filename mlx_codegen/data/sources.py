@@ -7,6 +7,7 @@ corpus. A file that is named by itself must be good; in a folder, files that are
 import codecs
 import json
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,7 @@ def read_documents(source: SourceConfig, seed: int = 0, skipped: Skipped = lambd
 
     Raises UserError for a missing, binary or non-UTF-8 file, a column that is not there, and a hub out of reach.
     """
-    documents = _open(source, seed, skipped)
-    for count, document in enumerate(documents):
-        if source.max_documents is not None and count >= source.max_documents:
-            return
-        yield document
+    yield from islice(_open(source, seed, skipped), source.max_documents)
 
 
 def pair_document(prompt: str, answer: str, *, script: bool = False) -> str:

@@ -95,6 +95,7 @@ def save_checkpoint(
         "tokenizer_hash": tokenizer.hash,
         "checksum": checksum(arrays),
     }
+    metadata["metadata_checksum"] = metadata_checksum(metadata)
     write_safetensors(path, arrays, metadata)
 
 
@@ -103,6 +104,7 @@ def write_safetensors(path: Path, arrays: dict[str, mx.array], metadata: dict[st
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.safetensors")
     try:
+        temporary.touch()  # MLX's error does not tell a folder that may not be written to from a full disk
         mx.save_safetensors(str(temporary), arrays, metadata)
         flush_to_disk(temporary)
         expected = sum(value.nbytes for value in arrays.values())
@@ -135,30 +137,41 @@ def checksum(arrays: dict[str, mx.array]) -> str:
     return digest.hexdigest()
 
 
+def metadata_checksum(metadata: dict[str, str]) -> str:
+    """SHA-256 over all other entries of the metadata."""
+    described = {name: value for name, value in metadata.items() if name != "metadata_checksum"}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _edited(metadata: dict[str, str]) -> bool:
+    return metadata.get("metadata_checksum", metadata_checksum(metadata)) != metadata_checksum(metadata)
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify a checkpoint. Raises UserError for a missing, truncated, altered or foreign file."""
     arrays, metadata = _read_arrays(path)
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"{path}: a safetensors file, but no checkpoint of mlx_codegen; give a file from runs/")
-    if checksum(arrays) != metadata.get("checksum"):
-        raise UserError(f"{path}: damaged (its checksum does not match); use another checkpoint of the run")
-    config = build_run_config(json.loads(metadata["config"]), origin=str(path))
-    tokenizer = Tokenizer(np.asarray(arrays["tokenizer"]).tobytes(), origin=str(path))
+    if checksum(arrays) != metadata.get("checksum") or _edited(metadata):
+        raise UserError(f"{path}: damaged or edited (its checksum does not match); use another checkpoint of the run")
     trainer = dict(tree_unflatten([(n.removeprefix("trainer."), v) for n, v in arrays.items() if n.startswith("trainer.")]))
     if trainer:
         trainer["random"] = [arrays[f"random.{index}"] for index in range(len(mx.random.state))]
+    try:
+        model_config = ModelConfig.model_validate_json(metadata["model_config"])
+        progress = Progress(**json.loads(metadata["progress"]))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: written by another version of mlx_codegen ({error}); use that one") from None
     return Checkpoint(
-        config=config,
-        model_config=ModelConfig.model_validate_json(metadata["model_config"]),
-        tokenizer=tokenizer,
+        config=build_run_config(json.loads(metadata["config"]), origin=str(path)),
+        model_config=model_config,
+        tokenizer=Tokenizer(np.asarray(arrays["tokenizer"]).tobytes(), origin=str(path)),
         weights={n.removeprefix("model."): v for n, v in arrays.items() if n.startswith("model.")},
-        progress=Progress(**json.loads(metadata["progress"])),
+        progress=progress,
         trainer=trainer,
     )
 
 
 def _read_arrays(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """All arrays and the metadata. The safetensors library checks the header against the file before any is used."""
+    """All arrays and the metadata of one of our files; the safetensors library checks the header against the file."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -166,6 +179,8 @@ def _read_arrays(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})
+            if metadata.get("format") != FORMAT:  # before its arrays: they may be of types that numpy does not know
+                raise UserError(f"{path}: a safetensors file, but no checkpoint of mlx_codegen; give a file from runs/")
             arrays = {name: mx.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise UserError(f"{path}: truncated or no safetensors file ({error}); use another checkpoint of the run") from None

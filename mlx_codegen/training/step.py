@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
 from mlx_codegen.config import PhaseConfig
 from mlx_codegen.model import Transformer
@@ -83,7 +83,9 @@ class TrainStep:
 
     def restore(self, state: dict[str, Tree]) -> None:
         """Set what `state()` gave."""
-        self.optimizer_state.update(state["optimizer"])
+        values = dict(tree_flatten(state))
+        # Leaf by leaf: a file has no place for the empty branches of layers without weights (dropout).
+        self.optimizer_state.update(tree_map_with_path(lambda name, _: values[f"optimizer.{name}"], self.optimizer_state))
         self.loss_scale.update(state["loss_scale"])
 
     def _scaled_loss(self, parameters: Tree, tokens: mx.array) -> mx.array:

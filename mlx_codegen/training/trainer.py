@@ -68,7 +68,8 @@ class Trainer:
     def restore(self, trainer_state: dict[str, Any]) -> None:
         """Set what a checkpoint's `trainer` part holds, and the data position from `progress`."""
         self.step.restore(trainer_state)
-        mx.random.state[:] = trainer_state["random"]
+        high, low = trainer_state["random"][0].tolist()
+        mx.random.seed((high << 32) | low)  # the state is one key of two words, which newer MLX lets nobody assign
         self.data.batches.restore(self.progress.data_position)
         self._throughput.seconds = self.progress.train_seconds
 
@@ -82,6 +83,7 @@ class Trainer:
         self._announce()
         parts = self._next_parts()
         if progress.step == 0:
+            self.save_last()  # so that --resume knows these first weights, and a full disk is found out now
             self.evaluate()
         reason = "finished"
         while progress.step < progress.total_steps:
@@ -94,7 +96,8 @@ class Trainer:
             if should_stop() and progress.step < progress.total_steps:
                 reason = "interrupted"
                 break
-            if progress.step % self.settings.checkpoint_every == 0 and progress.step < progress.total_steps:
+            due = progress.step % self.settings.checkpoint_every == 0 and progress.step < progress.total_steps
+            if due and not self._skipped_in_a_row:  # weights whose loss is not finite must not replace good ones
                 self.save_last()
         progress.finished = reason != "interrupted"
         self.save_last()

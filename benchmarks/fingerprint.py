@@ -1,0 +1,43 @@
+"""Which machine and which code a result belongs to."""
+
+import hashlib
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+from mlx_codegen import backend
+
+
+def machine() -> dict[str, str | int]:
+    """Everything about this machine that changes a speed."""
+    return {
+        "chip": backend.chip_name(),
+        "device": backend.device_kind(),
+        "cpu_cores": backend.cpu_count(),
+        "memory_bytes": backend.total_memory_bytes(),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "mlx": importlib.metadata.version("mlx"),
+        "mlx_lm": importlib.metadata.version("mlx-lm"),
+        "blas": backend.load_fast_blas().name,
+        "precision": backend.resolve_precision("auto"),
+    }
+
+
+def fingerprint(facts: dict[str, str | int]) -> str:
+    """A short name for file names: the same for the same hardware, whatever is installed on it."""
+    words = "".join(c if c.isalnum() else "-" for c in str(facts["chip"]).lower())
+    chip = "-".join(word for word in words.split("-") if word)
+    gibibytes = round(int(facts["memory_bytes"]) / 2**30)
+    hardware = f"{facts['chip']} {facts['device']} {facts['cpu_cores']} {gibibytes}"
+    return f"{chip}-{facts['cpu_cores']}c-{hashlib.sha256(hardware.encode()).hexdigest()[:6]}"
+
+
+def commit() -> str | None:
+    """The checked-out commit, with `-dirty` where files differ from it; None outside a git checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
