@@ -116,6 +116,17 @@ def test_folder_is_read_in_order_with_scripts_without_suffix(tmp_path: Path) -> 
     assert documents(tmp_path) == ["#!/bin/bash\nbackup\n", "z\n", "a\n", "b\n", "c\n", "d\n"]
 
 
+def test_files_of_a_scripts_folder_that_hold_no_documents_are_left_out_and_counted(tmp_path: Path) -> None:
+    """A LICENSE or a package.json beside the scripts neither becomes training text nor stops the work."""
+    (tmp_path / "backup").write_text("#!/bin/bash\nbackup\n")
+    (tmp_path / "LICENSE").write_text("Permission is hereby granted\n")
+    (tmp_path / "package.json").write_text('{"name": "tools"}')
+    skipped: list[str] = []
+    source = SourceConfig(name="scripts", path=str(tmp_path))
+    assert list(read_documents(source, skipped=skipped.append)) == ["#!/bin/bash\nbackup\n"]
+    assert len(skipped) == 2 and "LICENSE" in skipped[0] and "package.json" in skipped[1]
+
+
 def test_hidden_folders_are_left_alone_but_the_source_may_be_hidden(tmp_path: Path) -> None:
     """What git keeps of a clone is no training text, at any depth; a folder like `~/.scripts` named by a person is."""
     source = tmp_path / ".scripts"

@@ -87,23 +87,32 @@ def _readable_kind(file: Path) -> bool:
 def _path_documents(path: Path, source: SourceConfig, skipped: Skipped) -> Iterator[str]:
     for file in source_files(path):
         try:
-            yield from _file_documents(file, source)
-        except _NotTextError as error:
+            yield from _file_documents(file, source, named=file == path)
+        except _NotUsableError as error:
             if file == path:
                 raise UserError(str(error)) from None
             skipped(str(error))
 
 
-class _NotTextError(Exception):
-    """A file that is binary or not UTF-8."""
+def _has_shebang(file: Path) -> bool:
+    """Tells a script without suffix from a LICENSE or a Makefile beside it."""
+    with file.open("rb") as stream:
+        return stream.read(2) == b"#!"
 
 
-def _file_documents(file: Path, source: SourceConfig) -> Iterator[str]:
+class _NotUsableError(Exception):
+    """A file with no documents in it: binary, not UTF-8, or something else than text and scripts."""
+
+
+def _file_documents(file: Path, source: SourceConfig, *, named: bool) -> Iterator[str]:
+    """Documents of one file; `named` if a person gave it by name, not only its folder."""
     suffix = file.suffix.lower()
     if suffix == ".parquet":
         yield from _records(_parquet_rows(file, source), source, str(file))
         return
     _refuse_what_is_no_text(file)
+    if not named and not suffix and not _has_shebang(file):
+        raise _NotUsableError(f"{file}: neither a suffix nor a #! line")
     if suffix == ".jsonl":
         yield from _records(_jsonl_rows(file), source, str(file))
     elif suffix == ".json":
@@ -148,7 +157,7 @@ def _refuse_what_is_no_text(file: Path) -> None:
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 if position == 0 and b"\0" in block[:8192]:
-                    raise _NotTextError(f"{file}: a binary file, not text; remove it from the source")
+                    raise _NotUsableError(f"{file}: a binary file, not text; remove it from the source")
                 half_character, _ = decoder.getstate()
                 decoder.decode(block)
                 position += len(block)
@@ -156,7 +165,7 @@ def _refuse_what_is_no_text(file: Path) -> None:
             decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         where = position - len(half_character) + error.start
-        raise _NotTextError(f"{file}: not UTF-8 text (byte {where}); convert it with iconv") from None
+        raise _NotUsableError(f"{file}: not UTF-8 text (byte {where}); convert it with iconv") from None
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
 
@@ -175,7 +184,7 @@ def _json_rows(file: Path) -> Iterator[Any]:
         lists = [entry for entry in value.values() if isinstance(entry, list)]
         value = value.get("scripts", lists[0] if len(lists) == 1 else None)
     if not isinstance(value, list):
-        raise UserError(f'{file}: expected a JSON list, or an object like {{"scripts": [...]}}')
+        raise _NotUsableError(f'{file}: expected a JSON list, or an object like {{"scripts": [...]}}')
     yield from value
 
 

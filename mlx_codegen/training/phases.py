@@ -113,7 +113,7 @@ def prepare_run(
     _refuse_other_model(folder, config)
     folder.path.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(folder, config, observer, start, tokenizer_path)
-    write_atomically(folder.config_file, to_yaml(config).encode())
+    write_atomically(folder.config_file, to_yaml(_record(folder, config, phases)).encode())
     for phase in phases:
         if not (resume and folder.checkpoint(phase, "last").exists()):  # a phase under way keeps its token files
             prepare_phase(folder.data(phase), config.phase(phase), tokenizer, config.seed, observer)  # type: ignore[arg-type]
@@ -132,6 +132,16 @@ def saved_config(folder: RunFolder, overrides: Iterable[str] = ()) -> RunConfig:
     if changed.model != saved.model or changed.tokenizer != saved.tokenizer:
         raise UserError(f"{folder.path}: --set cannot change model or tokenizer of a run that has begun; use another --name")
     return changed
+
+
+def _record(folder: RunFolder, config: RunConfig, phases: Iterable[PhaseName]) -> RunConfig:
+    """The configuration to save: of phases trained before and not now, what they were trained with."""
+    if not folder.config_file.exists():
+        return config
+    saved = build_run_config(read_yaml(folder.config_file), origin=str(folder.config_file))
+    trained = [name for name in PHASES if name not in phases and folder.checkpoint(name, "best").exists()]
+    settings = config.phases.model_copy(update={name: saved.phase(name) for name in trained})
+    return config.model_copy(update={"phases": settings})
 
 
 def _refuse_other_model(folder: RunFolder, config: RunConfig) -> None:
