@@ -50,7 +50,7 @@ clean:
 
 $(VENV)/bin/python:
 	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
-		echo "error: mlx_codegen needs Python 3.10 or newer, found $$(python3 --version 2>&1 | head -n 1);" \
+		echo "error: mlx_codegen needs Python 3.10 or newer, found $$("$(or $(PYTHON),python3)" --version 2>&1 | head -n 1);" \
 			"install one, then: make demo PYTHON=python3.12" >&2; exit 2; fi
 	@"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }

@@ -1,6 +1,7 @@
 """A checkpoint is there whole or not at all, and an altered one is refused with one clear line."""
 
 import json
+import os
 import resource
 import struct
 import subprocess
@@ -235,6 +236,15 @@ def test_weights_of_another_size_or_family_are_refused(file: Path) -> None:
         load_weights(Transformer(ModelConfig(**{**checkpoint.model_config.model_dump(), "n_layers": 3})), checkpoint.weights, "x")
 
 
+def test_the_old_file_is_replaced_and_not_written_over(file: Path, tokenizer: Tokenizer) -> None:
+    """Whoever has the old file open reads it to its end: there is no moment at which half of the new one is there."""
+    before = file.read_bytes()
+    with file.open("rb") as reader:
+        save_model(file, load_checkpoint(file).build_model(), tokenizer)
+        assert reader.read() == before
+    assert file.read_bytes() != before
+
+
 def test_saving_leaves_no_temporary_file(file: Path) -> None:
     """Beside the checkpoint there is nothing."""
     assert list(file.parent.iterdir()) == [file]
@@ -281,7 +291,7 @@ def test_full_disk_in_training_is_one_line_and_nothing_is_lost(trained_copy: Run
     done = subprocess.run(
         command,
         cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "HOME": str(Path.home()), "PATH": "/usr/bin:/bin"},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         preexec_fn=limit_file_size,
         capture_output=True,
         text=True,

@@ -5,6 +5,7 @@ import pty
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx_lm.sample_utils
@@ -204,7 +205,8 @@ def test_decoding_equals_reading_the_whole_text_each_time(tokenizer: Tokenizer, 
     engine = Engine(model, tokenizer)
     control = mx.array([tokenizer.is_control(index) for index in range(tokenizer.vocab_size)])
     prompt = [tokenizer.end_of_text_id, *tokenizer.encode("find all")]
-    window, history, expected = list(prompt), list(prompt), []
+    window, history = list(prompt), list(prompt)
+    expected: list[int] = []
     while len(expected) < 60:
         logits = mx.where(control, -mx.inf, model(mx.array([window]))[0, -1])
         expected.append(int(mx.argmax(logits).item()))
@@ -272,7 +274,7 @@ def test_options_of_the_command_line_arrive(trained_run: TrainedRun, capsys: pyt
     """Each option changes the text as the Python keyword of the same name does."""
     common = ["--checkpoint", str(trained_run.folder.checkpoint("code", "best")), "--seed", "5", "--max-tokens", "30"]
     engine = mlx_codegen.load(trained_run.folder.path)
-    for option, keywords in {
+    meanings: dict[tuple[str, ...], dict[str, Any]] = {
         ("--temperature", "1.7"): {"temperature": 1.7},
         ("--top-k", "2"): {"top_k": 2},
         ("--top-p", "0.2"): {"top_p": 0.2},
@@ -280,8 +282,9 @@ def test_options_of_the_command_line_arrive(trained_run: TrainedRun, capsys: pyt
         ("--seed", "6"): {"seed": 6},
         ("--command",): {"command": True},
         ("--plain",): {"plain": True},
-    }.items():
-        expected = engine.generate(REQUEST, **{"seed": 5, "max_tokens": 30, **keywords})  # type: ignore[arg-type]
+    }
+    for option, keywords in meanings.items():
+        expected = engine.generate(REQUEST, **{"seed": 5, "max_tokens": 30, **keywords})
         assert generate(capsys, REQUEST, *common, *option).removesuffix("\n") == expected.removesuffix("\n"), option
         assert expected != engine.generate(REQUEST, seed=5, max_tokens=30), option
 

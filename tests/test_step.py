@@ -126,7 +126,7 @@ def test_splitting_rows_loses_none() -> None:
 def test_compiled_equals_uncompiled(gradient_checkpointing: bool) -> None:
     """Weights, moments and random state go through the compiled graph and come out: dropout masks differ from step
     to step and are the same in both."""
-    kinds = {"dropout": 0.2, "gradient_checkpointing": gradient_checkpointing}
+    kinds: dict[str, Any] = {"dropout": 0.2, "gradient_checkpointing": gradient_checkpointing}
     plain, compiled = make_step(**kinds), make_step(compiled=True, **kinds)
     results: list[list[float]] = []
     for step in (plain, compiled):

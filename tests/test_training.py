@@ -135,11 +135,12 @@ def test_log_has_every_step_and_evaluation_once(trained_run: TrainedRun) -> None
 
 def test_best_is_the_best_and_last_is_the_last(trained_run: TrainedRun) -> None:
     """`best` holds the weights of the lowest validation loss, `last` those of the final step and all to go on."""
-    for phase, total in (("language", LANGUAGE_STEPS), ("code", CODE_STEPS)):
+    totals: dict[PhaseName, int] = {"language": LANGUAGE_STEPS, "code": CODE_STEPS}
+    for phase, total in totals.items():
         evaluations = [e for e in trained_run.recorder.evaluations if e.phase == phase]
         lowest = min(evaluations, key=lambda e: e.loss)
         best = load_checkpoint(trained_run.folder.checkpoint(phase, "best"))
-        last = load_checkpoint(trained_run.folder.checkpoint(phase, "last"))  # type: ignore[arg-type]
+        last = load_checkpoint(trained_run.folder.checkpoint(phase, "last"))
         assert (best.progress.step, best.progress.best_loss) == (lowest.step, lowest.loss)
         assert (last.progress.step, last.progress.finished, bool(last.trainer)) == (total, True, True)
         assert evaluate_on(trained_run.folder, phase, phase) == lowest.loss
@@ -229,7 +230,13 @@ def test_killed_and_resumed_equals_unbroken(run: RunFolder, trained_run: Trained
     assert_same_run(run, trained_run.folder)
 
 
-COMMAND = "import mlx_codegen, mlx.core as mx; mx.set_default_device(mx.cpu)\nfrom mlx_codegen.cli.main import main\nmain()"  # exactness is promised on the CPU
+# Exactness is promised on the CPU.
+COMMAND = """
+import mlx_codegen, mlx.core as mx
+mx.set_default_device(mx.cpu)
+from mlx_codegen.cli.main import main
+main()
+"""
 
 
 def start_command(folder: RunFolder, *arguments: str) -> "subprocess.Popen[str]":

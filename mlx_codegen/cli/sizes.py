@@ -1,8 +1,15 @@
 """`mlx-codegen sizes`: what each shipped configuration costs."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from mlx_codegen.config import RunConfig, load_run_config, repository_folder
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mlx_codegen.costs import Costs
 
 
 def sizes(
@@ -10,42 +17,65 @@ def sizes(
 ) -> None:
     """Print exact parameter counts, arithmetic per token and memory of every configuration in configs/."""
     from rich.console import Console
-    from rich.table import Table
 
     from mlx_codegen import backend
-    from mlx_codegen.config import load_run_config, repository_folder
     from mlx_codegen.costs import model_costs
 
-    table = Table("config", "family", "layers × width × heads", "vocabulary", "context", "parameters", "outside vocabulary")
-    for title in ("training FLOPs/token", "batch", "weights", "optimizer", "gradients", "activations", "in all"):
-        table.add_column(title, justify="right")
     streams = len(backend.compute_streams())
+    rows = []
     for file in sorted(repository_folder("configs").glob("*.yaml")):
         config = load_run_config(file)
+        batch = batch_size or _largest_batch(config)
+        rows.append((file.stem, config, batch, model_costs(config.model, batch, config.gradient_checkpointing, streams)))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a pipe has no width of its own; rows must not be broken there
+    console.print(_model_table(rows))
+    console.print(_memory_table(rows))
+    console.print(
+        f"float32 on {streams} compute stream{'s' if streams > 1 else ''}, as here. Activations are an estimate; they are "
+        "given back while the gradients come, so the larger of the two counts in all.",
+        style="dim",
+        highlight=False,
+    )
+
+
+def _largest_batch(config: RunConfig) -> int:
+    return max(settings.batch_size for name in config.phase_names() if (settings := config.phase(name)))
+
+
+def _table(title: str, columns: tuple[str, ...], text_columns: int) -> "Table":
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    table = Table(title=title, box=SIMPLE, title_justify="left", pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < text_columns else "right")
+    return table
+
+
+def _model_table(rows: "list[tuple[str, RunConfig, int, Costs]]") -> "Table":
+    columns = ("config", "family", "shape", "vocab.", "context", "parameters", "outside vocab.", "FLOPs/token")
+    table = _table("Model: layers × width × heads, parameters, training FLOPs per token", columns, text_columns=3)
+    for name, config, _, costs in rows:
         model = config.model
-        batches = [settings.batch_size for name in config.phase_names() if (settings := config.phase(name))]
-        batch = batch_size or max(batches)
-        costs = model_costs(model, batch, config.gradient_checkpointing, streams)
-        memory = (costs.weights_bytes, costs.optimizer_bytes, costs.gradients_bytes, costs.activations_bytes)
         table.add_row(
-            file.stem,
+            name,
             model.family,
-            f"{model.n_layers} × {model.d_model} × {model.n_heads}",
+            f"{model.n_layers}×{model.d_model}×{model.n_heads}",
             f"{model.vocab_size:,}",
             f"{model.context_length:,}",
             f"{costs.parameters:,}",
             f"{costs.parameters_outside_vocabulary:,}",
             f"{costs.training_flops_per_token / 1e6:,.1f} M",
-            str(batch),
-            *(f"{size / 2**20:,.0f} MiB" for size in (*memory, costs.training_bytes)),
         )
-    console = Console()
-    if not console.is_terminal:
-        console.width = 240  # a pipe has no width of its own; rows must not be broken there
-    console.print(table)
-    console.print(
-        f"Memory is for float32 training on this machine ({streams} compute stream{'s' if streams > 1 else ''}); activations "
-        "are an estimate. They are given back while the gradients come, so the larger of both counts in all.",
-        style="dim",
-        highlight=False,
-    )
+    return table
+
+
+def _memory_table(rows: "list[tuple[str, RunConfig, int, Costs]]") -> "Table":
+    columns = ("config", "batch", "weights", "optimizer", "gradients", "activations", "in all")
+    table = _table("Memory for training, in MiB", columns, text_columns=1)
+    for name, _, batch, costs in rows:
+        parts = (costs.weights_bytes, costs.optimizer_bytes, costs.gradients_bytes, costs.activations_bytes)
+        table.add_row(name, str(batch), *(f"{size / 2**20:,.0f}" for size in (*parts, costs.training_bytes)))
+    return table
