@@ -1,6 +1,6 @@
 """Write docs/CONFIG.md from the fields of mlx_codegen/config.py, so that the two cannot drift apart.
 
-    python docs/make_config_reference.py
+python docs/make_config_reference.py
 """
 
 from pathlib import Path
@@ -48,7 +48,11 @@ def _default(field: FieldInfo) -> str:
         return "required"
     if isinstance(field.default, BaseModel):
         return "see below"
-    return "none" if field.default is None else f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
+    return (
+        "none"
+        if field.default is None
+        else f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
+    )
 
 
 if __name__ == "__main__":

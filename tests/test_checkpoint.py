@@ -15,11 +15,11 @@ import pytest
 from mlx.utils import tree_flatten
 from tiny_run import phase_settings, save_model, state_on_disk, tiny_config, tiny_tokenizer
 
+from mlx_codegen.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, write_safetensors
 from mlx_codegen.config import ModelConfig
 from mlx_codegen.errors import UserError
 from mlx_codegen.model import Transformer
 from mlx_codegen.tokenizer import Tokenizer
-from mlx_codegen.training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, write_safetensors
 from mlx_codegen.training.phases import RunFolder
 from mlx_codegen.training.step import TrainStep
 
@@ -254,7 +254,7 @@ WRITE_WITH_LIMIT = """
 import mlx_codegen, resource, sys
 import mlx.core as mx
 from pathlib import Path
-from mlx_codegen.training.checkpoint import write_safetensors
+from mlx_codegen.checkpoint import write_safetensors
 limit = int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:

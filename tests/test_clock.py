@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from tiny_run import Recorder, phase_settings, tiny_config, tiny_tokenizer
 
+from mlx_codegen.checkpoint import Progress
 from mlx_codegen.data.batches import Tokens, TrainingBatches, open_token_files, validation_batches
 from mlx_codegen.model import Transformer
 from mlx_codegen.observer import EvaluationMetrics
-from mlx_codegen.training.checkpoint import Progress
 from mlx_codegen.training.clock import WINDOW_STEPS, Throughput
 from mlx_codegen.training.phases import RunFolder
 from mlx_codegen.training.trainer import PhaseData, Trainer

@@ -35,12 +35,13 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"config", "activations"},
     "costs": {"config", "model"},
     "data": {"config", "tokenizer", "observer", "data"},
-    "training": {"config", "backend", "model", "tokenizer", "observer", "data", "training"},
-    # Loading a trained model means reading the trainer's files: that one module, not the trainer.
-    "generation": {"config", "backend", "model", "tokenizer", "training.checkpoint", "generation"},
-    "hub": {"config", "model", "tokenizer"},
+    "training": {"config", "backend", "model", "tokenizer", "observer", "checkpoint", "data", "training"},
+    # Beside the rooms that write checkpoints (training) and read them (generation, hub).
+    "checkpoint": {"config", "model", "tokenizer"},
+    "generation": {"config", "backend", "model", "tokenizer", "checkpoint", "generation"},
+    "hub": {"config", "model", "tokenizer", "checkpoint"},
     "evaluation": {
-        "config", "backend", "model", "tokenizer", "observer", "data", "training", "generation", "evaluation",
+        "config", "backend", "model", "tokenizer", "observer", "checkpoint", "data", "training", "generation", "evaluation",
     },
     "serve": {"config", "generation", "hub", "serve"},
     "inspect": {"config", "model", "tokenizer", "generation"},

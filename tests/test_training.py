@@ -25,12 +25,12 @@ from tiny_run import (
 )
 
 from mlx_codegen import backend
+from mlx_codegen.checkpoint import Progress, load_checkpoint
 from mlx_codegen.config import PhaseName, RunConfig, to_yaml
 from mlx_codegen.data.batches import TrainingBatches, open_token_files, validation_batches
 from mlx_codegen.errors import UserError
 from mlx_codegen.model import Transformer
 from mlx_codegen.observer import StepMetrics
-from mlx_codegen.training.checkpoint import Progress, load_checkpoint
 from mlx_codegen.training.phases import RunFolder, saved_config, train_run
 from mlx_codegen.training.step import make_evaluation
 from mlx_codegen.training.trainer import MAX_SKIPPED_IN_A_ROW, PhaseData, Trainer

@@ -14,11 +14,11 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from mlx_codegen.checkpoint import Progress, load_checkpoint, save_checkpoint
 from mlx_codegen.config import PhaseConfig, RunConfig, build_run_config
 from mlx_codegen.model import Transformer
 from mlx_codegen.observer import EvaluationMetrics, Observer, PhaseStart, StepMetrics
 from mlx_codegen.tokenizer import Tokenizer
-from mlx_codegen.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from mlx_codegen.training.phases import RunFolder, prepare_run, train_run
 
 # Equality bit for bit is promised on the CPU only.

@@ -55,16 +55,14 @@ def _table(title: str, columns: tuple[str, ...], text_columns: int) -> "Table":
 
 
 def _model_table(rows: "list[tuple[str, RunConfig, int, Costs]]") -> "Table":
-    columns = ("config", "family", "shape", "vocab.", "context", "parameters", "outside vocab.", "FLOPs/token")
-    table = _table("Model: layers × width × heads, parameters, training FLOPs per token", columns, text_columns=3)
+    columns = ("config", "family", "shape", "parameters", "outside vocab.", "FLOPs/token")
+    table = _table("Layers × width × heads, parameters, training FLOPs per token", columns, text_columns=3)
     for name, config, _, costs in rows:
         model = config.model
         table.add_row(
             name,
             model.family,
             f"{model.n_layers}×{model.d_model}×{model.n_heads}",
-            f"{model.vocab_size:,}",
-            f"{model.context_length:,}",
             f"{costs.parameters:,}",
             f"{costs.parameters_outside_vocabulary:,}",
             f"{costs.training_flops_per_token / 1e6:,.1f} M",
@@ -73,9 +71,10 @@ def _model_table(rows: "list[tuple[str, RunConfig, int, Costs]]") -> "Table":
 
 
 def _memory_table(rows: "list[tuple[str, RunConfig, int, Costs]]") -> "Table":
-    columns = ("config", "batch", "weights", "optimizer", "gradients", "activations", "in all")
+    columns = ("config", "vocab.", "batch", "weights", "AdamW", "gradients", "activ.", "in all")
     table = _table("Memory for training, in MiB", columns, text_columns=1)
-    for name, _, batch, costs in rows:
+    for name, config, batch, costs in rows:
         parts = (costs.weights_bytes, costs.optimizer_bytes, costs.gradients_bytes, costs.activations_bytes)
-        table.add_row(name, str(batch), *(f"{size / 2**20:,.0f}" for size in (*parts, costs.training_bytes)))
+        memory = [f"{size / 2**20:,.0f}" for size in (*parts, costs.training_bytes)]
+        table.add_row(name, f"{config.model.vocab_size:,}", f"{batch}×{config.model.context_length:,}", *memory)
     return table

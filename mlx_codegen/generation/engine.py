@@ -13,13 +13,13 @@ from mlx.utils import tree_map
 from pydantic import Field, ValidationError
 
 from mlx_codegen import backend
+from mlx_codegen.checkpoint import load_checkpoint
 from mlx_codegen.config import PHASES, Settings, describe_validation_error
 from mlx_codegen.errors import UserError
 from mlx_codegen.generation.prompts import prompt_text
 from mlx_codegen.generation.samplers import sample
 from mlx_codegen.model import KVCache, Transformer
 from mlx_codegen.tokenizer import Tokenizer
-from mlx_codegen.training.checkpoint import load_checkpoint
 
 
 class SamplingConfig(Settings):

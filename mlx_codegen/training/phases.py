@@ -16,6 +16,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_codegen.checkpoint import Checkpoint, Progress, load_checkpoint, load_weights
 from mlx_codegen.config import PHASES, PhaseConfig, PhaseName, RunConfig, build_run_config, read_yaml, to_yaml
 from mlx_codegen.data.batches import TrainingBatches, open_token_files, validation_batches
 from mlx_codegen.data.prepare import prepare_phase, read_manifest, source_fingerprint, training_texts
@@ -23,7 +24,6 @@ from mlx_codegen.errors import UserError
 from mlx_codegen.model import Transformer
 from mlx_codegen.observer import Observer, Observers
 from mlx_codegen.tokenizer import Tokenizer, train_tokenizer
-from mlx_codegen.training.checkpoint import Checkpoint, Progress, load_checkpoint, load_weights
 from mlx_codegen.training.metrics_log import MetricsLog, write_atomically
 from mlx_codegen.training.trainer import PhaseData, Trainer
 
@@ -109,11 +109,10 @@ def prepare_run(
     tokenizer_path: Path | None = None,
     resume: bool = False,
 ) -> Tokenizer:
-    """Everything before training: configuration saved, tokenizer trained, token files written; reused where unchanged."""
+    """Everything before training: tokenizer trained, token files written; reused where unchanged."""
     _refuse_other_model(folder, config)
     folder.path.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(folder, config, observer, start, tokenizer_path)
-    write_atomically(folder.config_file, to_yaml(_record(folder, config, phases)).encode())
     for phase in phases:
         if not (resume and folder.checkpoint(phase, "last").exists()):  # a phase under way keeps its token files
             prepare_phase(folder.data(phase), config.phase(phase), tokenizer, config.seed, observer)  # type: ignore[arg-type]
@@ -134,12 +133,12 @@ def saved_config(folder: RunFolder, overrides: Iterable[str] = ()) -> RunConfig:
     return changed
 
 
-def _record(folder: RunFolder, config: RunConfig, phases: Iterable[PhaseName]) -> RunConfig:
-    """The configuration to save: of phases trained before and not now, what they were trained with."""
+def _record(folder: RunFolder, config: RunConfig, phase: PhaseName) -> RunConfig:
+    """The configuration to save: of a phase trained before and not now, what it was trained with."""
     if not folder.config_file.exists():
         return config
     saved = build_run_config(read_yaml(folder.config_file), origin=str(folder.config_file))
-    trained = [name for name in PHASES if name not in phases and folder.checkpoint(name, "best").exists()]
+    trained = [name for name in PHASES if name != phase and folder.checkpoint(name, "best").exists()]
     settings = config.phases.model_copy(update={name: saved.phase(name) for name in trained})
     return config.model_copy(update={"phases": settings})
 
@@ -242,6 +241,8 @@ def _train_phase(
     else:
         progress = Progress(phase, total_steps=total_steps(config, phase, data.batches), data_fingerprint=data.fingerprint)
         _start_weights(folder, config, phase, model, tokenizer, start, observer)
+    # Only now, when nothing can be refused any more, does the folder take the new settings.
+    write_atomically(folder.config_file, to_yaml(_record(folder, config, phase)).encode())
     trainer = Trainer(last.parent, config, settings, model, tokenizer, data, progress, observer)
     if resumed is not None:
         trainer.restore(resumed.trainer)

@@ -8,6 +8,7 @@ Two things happen around it. A batch may be cut into parts whose gradients are a
 work of a stream on one thread). And a step whose loss or gradients are not finite changes nothing.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -184,6 +185,6 @@ def make_evaluation(
         finally:
             model.update(master)
             model.train()
-        return total_loss / total_tokens, total_loss / (np.log(2) * max(total_bytes, 1.0)), total_tokens
+        return total_loss / total_tokens, total_loss / (math.log(2) * max(total_bytes, 1.0)), total_tokens
 
     return evaluate

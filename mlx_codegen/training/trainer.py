@@ -11,13 +11,13 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_codegen import backend
+from mlx_codegen.checkpoint import Progress, save_checkpoint
 from mlx_codegen.config import PhaseConfig, RunConfig
 from mlx_codegen.data.batches import TrainingBatches
 from mlx_codegen.errors import UserError
 from mlx_codegen.model import Transformer, count_parameters
 from mlx_codegen.observer import EvaluationMetrics, Observer, PhaseStart, StepMetrics
 from mlx_codegen.tokenizer import Tokenizer
-from mlx_codegen.training.checkpoint import Progress, save_checkpoint
 from mlx_codegen.training.clock import Throughput
 from mlx_codegen.training.optimizer import learning_rate_at
 from mlx_codegen.training.step import TrainStep, make_evaluation

@@ -102,6 +102,8 @@ def save_checkpoint(
 def write_safetensors(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) -> None:
     """Atomic write: temporary file beside `path`, flushed to disk, checked for completeness, renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for abandoned in path.parent.glob(f".{path.stem}.*.tmp.safetensors"):  # by a process that was killed while writing
+        abandoned.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.safetensors")
     try:
         temporary.touch()  # MLX's error does not tell a folder that may not be written to from a full disk
