@@ -7,7 +7,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from mlx_codegen.backend import load_fast_blas
+from mlx_codegen.backend import prepare_process
 from mlx_codegen.version import __version__
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "__version__", "load"]
 
 # Must happen before mlx.core is imported anywhere: see backend.py.
-load_fast_blas()
+prepare_process()
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,8 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_codegen.exponential import runs_on_float32_cpu
+
 SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 CUBIC = 0.044715
 # tanh(x) = x P(x²) / Q(x²), a minimax fit for |x| <= TANH_LIMIT; beyond it tanh is ±1 in float32.
@@ -23,7 +25,7 @@ TANH_DENOMINATOR = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900
 
 def gelu(x: mx.array) -> mx.array:
     """0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))), element by element (Hendrycks and Gimpel, 2016, arXiv 1606.08415)."""
-    if mx.default_device().type == mx.DeviceType.cpu and x.dtype == mx.float32:
+    if runs_on_float32_cpu(x):
         return _cpu_gelu(x)
     return nn.gelu_approx(x)
 

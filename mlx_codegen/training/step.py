@@ -18,6 +18,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
 from mlx_codegen.config import PhaseConfig
+from mlx_codegen.exponential import cross_entropy, runs_on_float32_cpu
 from mlx_codegen.model import Transformer
 from mlx_codegen.training.optimizer import Tree, adamw, clip_to_norm, global_norm, init_adamw
 
@@ -31,6 +32,8 @@ def token_losses(model: Transformer, tokens: mx.array) -> mx.array:
     """Cross-entropy in nats `(B, T)` of each next token, for `tokens` `(B, T + 1)`: logsumexp(logits) - logit of the target."""
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     logits = model(inputs).astype(mx.float32)
+    if runs_on_float32_cpu(logits):
+        return cross_entropy(logits, targets)
     target_logits = mx.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1)
     return mx.logsumexp(logits, axis=-1) - target_logits
 
