@@ -33,5 +33,5 @@ def demo(
     for command, prompts in ((False, PROMPTS), (True, COMMANDS)):
         for prompt in prompts:
             console.rule(prompt)
-            show_live(engine.stream(prompt, command=command, seed=1), "seed 1")
+            show_live(engine.stream(prompt, command=command, temperature=0.5, seed=1), "temperature 0.5 · seed 1")
     console.print('\nYour turn: mlx-codegen generate "Create a backup script" --model runs/demo', highlight=False)
