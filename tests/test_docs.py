@@ -26,5 +26,5 @@ def test_readme_names_only_commands_and_files_that_exist() -> None:
     assert set(re.findall(r"mlx-codegen ([a-z][a-z-]*)", readme)) <= commands
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert set(re.findall(r"`make ([a-z]+)", readme)) <= targets
-    for path in re.findall(r"\]\(([a-zA-Z_./-]+)\)", readme):
+    for path in re.findall(r"\]\(([a-zA-Z0-9_./-]+)\)", readme):
         assert (ROOT / path).exists(), path
