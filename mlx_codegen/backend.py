@@ -116,7 +116,7 @@ def compiling_pays() -> bool:
     """Whether a whole training step should go through `mx.compile`.
 
     On GPUs it fuses hundreds of small kernels. On a Linux CPU MLX calls g++ for each fused kernel: 16 seconds before
-    the first step of `nano`, 10 % more memory, and then the same speed (7,519 and 7,745 tokens/s for `nano`, 1,101 and
+    the first step of `nano`, a sixth more memory, and then the same speed (7,519 and 7,745 tokens/s for `nano`, 1,101 and
     1,095 for `tiny`, with and without, on 2 cores); there only the activation function is compiled.
     """
     return not (device_kind() == "cpu" and sys.platform == "linux")

@@ -217,7 +217,7 @@ class RunConfig(Settings):
     precision: Precision = "auto"
     """Compute type; master weights stay float32. auto: what this machine is fast and safe at."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: about a third slower, far less memory."""
+    """Recompute activations in the backward pass: slower, with less memory."""
 
     def phase(self, name: PhaseName) -> PhaseConfig | None:
         """Settings of one phase, or None where the config has none."""

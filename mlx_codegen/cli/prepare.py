@@ -36,7 +36,7 @@ def prepare(
         prepare_run(folder, settings, settings.phase_names(), display)
     table = Table(box=SIMPLE)
     table.add_column("source", no_wrap=True)
-    for title in ("documents", "MB", "tokens", "held out", "duplicates", "skipped files"):
+    for title in ("docs", "MB", "tokens", "held out", "repeats", "skipped"):
         table.add_column(title, justify="right")
     for phase in settings.phase_names():
         for source in read_manifest(folder.data(phase))["sources"]:

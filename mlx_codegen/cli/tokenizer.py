@@ -97,7 +97,7 @@ def report(
         sources = [SourceConfig(**source_from_text(text, "bash"), max_documents=max_documents) for text in data]
     else:
         sources = [SourceConfig(name=kind, bundled=kind, max_documents=max_documents) for kind in ("english", "bash")]
-    table = Table("source", "documents", "characters", "tokens", "characters/token", "× GPT-2", "round-trip failures")
+    table = Table("source", "docs", "chars", "tokens", "chars/token", "× GPT-2", "failures")
     used: set[int] = set()
     failures = 0
     for source in sources:
