@@ -1,0 +1,113 @@
+"""`mlx-codegen corpus verify|show|build|new`: the bundled bash tasks."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlx_codegen.errors import UserError
+
+if TYPE_CHECKING:
+    from mlx_codegen.data.tasks import Task
+
+app = typer.Typer(help="Read, check, build and extend the bundled bash tasks.", rich_markup_mode=None)
+
+FolderOption = Annotated[
+    Path | None, typer.Option("--folder", metavar="DIR", help="A folder of tasks. Default: the bundled one, data/bash.")
+]
+SeedOption = Annotated[int, typer.Option(help="Seed of the renderings.")]
+
+
+@app.command()
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[TASK|CATEGORY]...", help="Default: all tasks.")] = None,
+    folder: FolderOption = None,
+    renderings: Annotated[int, typer.Option(min=1, help="Renderings of each task.")] = 5,
+    seed: SeedOption = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Tasks at a time.")] = os.cpu_count() or 1,
+) -> None:
+    """Render tasks, parse and lint every script, run it in the sandbox, and check what it did.
+
+    Exit status 1 if anything is wrong.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from mlx_codegen.evaluation.corpus import Report, verify_tasks
+    from mlx_codegen.evaluation.sandbox import why_unavailable
+    from mlx_codegen.generation.verify import SHELLCHECK_HINT, shellcheck_path
+
+    tasks = select(load(folder), names)
+    errors = Console(stderr=True, highlight=False)
+    if shellcheck_path() is None:
+        errors.print(f"without shellcheck, scripts are not linted; {SHELLCHECK_HINT}", markup=False)
+    if reason := why_unavailable():
+        errors.print(f"without a sandbox, scripts are not run: {reason}", markup=False)
+    console = Console(highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True) as progress:
+        bar = progress.add_task("verifying", total=len(tasks))
+
+        def on_task(task: "Task", report: Report) -> None:
+            progress.advance(bar)
+            for fault in report.faults:
+                console.print(f"{task.category}/{task.name}: {fault.kind}: {fault.detail}", markup=False, soft_wrap=True)
+                console.print(f"    prompt: {fault.rendering.prompt}", style="dim", markup=False, soft_wrap=True)
+
+        report = verify_tasks(tasks, renderings, seed, jobs, on_task)
+    faulty = {fault.task for fault in report.faults}
+    console.print(
+        f"{report.tasks} tasks, {report.renderings} renderings; {report.runs} run, {report.checks_passed} checks passed; "
+        f"{report.shellcheck_findings} shellcheck findings; {len(faulty)} tasks with faults",
+        soft_wrap=True,
+    )
+    if faulty:
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="TASK", help="The name of a task.")],
+    folder: FolderOption = None,
+    renderings: Annotated[int, typer.Option(min=1, help="How many different renderings.")] = 1,
+    seed: SeedOption = 0,
+) -> None:
+    """Render a task for reading: documents as a model sees them, with what each one's setup and check would run."""
+    from rich.console import Console
+    from rich.syntax import Syntax
+
+    from mlx_codegen.data.tasks import render_check
+    from mlx_codegen.evaluation.corpus import varied_renderings
+
+    task = select(load(folder), [name])[0]
+    console = Console(highlight=False)
+    for rendering in varied_renderings(task, renderings, seed):
+        setup, check = render_check(task, rendering)
+        for title, text in (("", rendering.document), ("setup", setup), ("check", check)):
+            if title and text:
+                console.print(f"--- {title} ---", style="dim")
+            if text and console.is_terminal:
+                console.print(Syntax(text.rstrip("\n"), "bash", background_color="default", word_wrap=True))
+            elif text:
+                print(text.rstrip("\n"))
+        print()
+
+
+def load(folder: Path | None) -> "list[Task]":
+    """Returns the tasks of a folder, by default the bundled ones."""
+    from mlx_codegen.config import repository_folder
+    from mlx_codegen.data.tasks import load_tasks
+
+    return load_tasks(folder or repository_folder("data") / "bash")
+
+
+def select(tasks: "list[Task]", names: list[str] | None) -> "list[Task]":
+    """Returns the tasks with these names or of these categories, all without names; UserError for a name that is neither."""
+    if not names:
+        return tasks
+    known = {task.name for task in tasks} | {task.category for task in tasks}
+    for name in names:
+        if name not in known:
+            raise UserError(f"no task or category is called {name}; categories: {', '.join(sorted({t.category for t in tasks}))}")
+    return [task for task in tasks if task.name in names or task.category in names]
