@@ -136,7 +136,7 @@ class PhaseConfig(Settings):
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     """The data mix."""
     validation_fraction: float = Field(default=0.02, gt=0, lt=0.5)
-    """Share of documents kept for validation, chosen by a hash of their content."""
+    """Share of documents kept for validation, chosen by a hash of their content. The bundled tasks bring their own split."""
     epochs: float | None = Field(default=None, gt=0)
     """Passes over the mix. Give this or `steps`."""
     steps: int | None = Field(default=None, ge=1)

@@ -94,6 +94,58 @@ def show(
         print()
 
 
+@app.command()
+def build(
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    folder: FolderOption = None,
+    renderings: Annotated[int, typer.Option(min=1, help="Renderings of each task; some tasks have no more than a few.")] = 250,
+    seed: SeedOption = 0,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Counts the tokens. Default: one trained on the corpus.")
+    ] = None,
+) -> None:
+    """Write the corpus as files: bash_scripts/*.sh, pairs.jsonl (train), pairs-validation.jsonl, pairs-test.jsonl, stats.json."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+    from rich.table import Table
+
+    from mlx_codegen.cli.tokenizer import tokenizer_file
+    from mlx_codegen.data.corpus import build_corpus
+    from mlx_codegen.tokenizer import Tokenizer
+
+    tasks = load(folder)
+    loaded = Tokenizer.load(tokenizer_file(tokenizer)) if tokenizer else None
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True) as progress:
+        line = progress.add_task("tokenizer")
+
+        def on_pairs(pairs: int) -> None:
+            progress.update(line, description=f"{pairs:,} pairs")
+
+        stats = build_corpus(output, tasks, renderings, seed, loaded, on_pairs)
+    table = Table("category", "tasks", "pairs", "lines", "tokens")
+    for name, counts in [*sorted(stats.categories.items()), ("all", stats.total), *stats.parts.items()]:
+        if name == "all":
+            table.add_section()
+        table.add_row(name, *(f"{n:,}" for n in (counts.tasks, counts.pairs, counts.lines, counts.tokens)), end_section=name == "all")
+    Console(highlight=False).print(table)
+    print(f"{output}: {stats.total.pairs:,} distinct pairs of prompt and script")
+
+
+@app.command()
+def new(
+    category: Annotated[str, typer.Argument(help="A folder of data/bash, e.g. monitoring.")],
+    name: Annotated[str, typer.Argument(metavar="TASK", help="A new name, e.g. rotate_keys.")],
+    command: Annotated[bool, typer.Option("--command", help="A one-line answer.")] = False,
+    folder: FolderOption = None,
+) -> None:
+    """Write a small working task to start from."""
+    from mlx_codegen.config import repository_folder
+    from mlx_codegen.data.corpus import new_task
+
+    path = new_task(folder or repository_folder("data") / "bash", category, name, command=command)
+    print(f"{path}: edit it, then: mlx-codegen corpus verify {name}")
+
+
 def load(folder: Path | None) -> "list[Task]":
     """Returns the tasks of a folder, by default the bundled ones."""
     from mlx_codegen.config import repository_folder

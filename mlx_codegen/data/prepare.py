@@ -7,27 +7,25 @@ Nothing of the corpus is kept in memory: text passes through in batches and the 
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from mlx_codegen.config import PhaseConfig, SourceConfig, repository_folder
-from mlx_codegen.data.sources import read_documents, source_files
+from mlx_codegen.data.sources import Split, read_split_documents, source_files
 from mlx_codegen.errors import UserError
 from mlx_codegen.observer import Observer
 from mlx_codegen.tokenizer import Tokenizer
 
-Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 # Part of the fingerprint: raise it when the same sources would give other token files.
-PREPARE_VERSION = 1
+PREPARE_VERSION = 2
 # Text handed to the tokenizer at once: enough to keep its threads busy, small beside any model.
 BATCH_CHARACTERS = 4_000_000
 TOKEN_DTYPE = np.dtype("<u2")
@@ -158,11 +156,11 @@ def _sample(source: SourceConfig, validation_fraction: float, budget: int, seed:
     kept: list[tuple[int, str]] = []  # a heap with the largest hash on top
     held_out: list[str] = []
     kept_characters = read_characters = 0
-    for raw in read_documents(source, seed):
+    for raw, given in read_split_documents(source, seed):
         document = clean(raw)
         number = document_hash(document)
         read_characters += len(document)
-        if document and split_of(number, validation_fraction) == "validation":
+        if document and (given or split_of(number, validation_fraction)) == "validation":
             held_out = [] if kept else [*held_out, document]
         elif document:
             heapq.heappush(kept, (-number, document))
@@ -197,7 +195,7 @@ def _write_split_sources(
     folder: Path, phase: PhaseConfig, tokenizer: Tokenizer, seed: int, observer: Observer
 ) -> list[SourceCounts]:
     """Write all sources; if chance left a split of a small corpus empty, again with one document for validation."""
-    counts, smallest = _write_sources(folder, phase, phase.validation_fraction, tokenizer, seed, observer)
+    counts, smallest = _write_sources(folder, phase, tokenizer, seed, observer)
     names = ", ".join(source.name for source in phase.sources)
     train = sum(source.train.documents for source in counts)
     validation = sum(source.validation.documents for source in counts)
@@ -207,17 +205,26 @@ def _write_split_sources(
         raise UserError(f"the corpus has one document ({names}); training needs one more to validate on")
     if train == 0 or validation == 0:
         observer.on_message(f"{names}: so few documents that one is taken for validation")
-        counts, _ = _write_sources(folder, phase, math.nextafter(smallest / 2**64, 1.0), tokenizer, seed, observer)
+        counts, _ = _write_sources(folder, phase, tokenizer, seed, observer, only_validation=smallest)
     return counts
 
 
 def _write_sources(
-    folder: Path, phase: PhaseConfig, validation_fraction: float, tokenizer: Tokenizer, seed: int, observer: Observer
+    folder: Path, phase: PhaseConfig, tokenizer: Tokenizer, seed: int, observer: Observer, only_validation: int | None = None
 ) -> tuple[list[SourceCounts], int]:
-    """Write all sources' token files; returns their counts and the smallest document hash."""
+    """Write all sources' token files; returns their counts and the smallest document hash.
+
+    With `only_validation`, the document of that hash is the validation split, and all others train.
+    """
+
+    def place(number: int, given: Split | None) -> Split:
+        if only_validation is not None:
+            return "validation" if number == only_validation else "train"
+        return given or split_of(number, phase.validation_fraction)
+
     seen = _SeenDocuments(folder / "seen.sqlite")
     try:
-        counts = [_write_source(folder, source, validation_fraction, tokenizer, seen, seed, observer) for source in phase.sources]
+        counts = [_write_source(folder, source, place, tokenizer, seen, seed, observer) for source in phase.sources]
         return counts, seen.smallest()
     finally:
         seen.close()
@@ -226,7 +233,7 @@ def _write_sources(
 def _write_source(
     folder: Path,
     source: SourceConfig,
-    validation_fraction: float,
+    place: Callable[[int, Split | None], Split],
     tokenizer: Tokenizer,
     seen: "_SeenDocuments",
     seed: int,
@@ -245,7 +252,7 @@ def _write_source(
         observer.on_prepare(source.name, *_progress(writers))
 
     try:
-        for raw in read_documents(source, seed, counts.skipped_files.append):
+        for raw, given in read_split_documents(source, seed, counts.skipped_files.append):
             document = clean(raw)
             number = document_hash(document)
             if not document:
@@ -253,7 +260,7 @@ def _write_source(
             elif not seen.add(number):
                 counts.duplicates += 1
             else:
-                pending.append((split_of(number, validation_fraction), document))
+                pending.append((place(number, given), document))
                 pending_characters += len(document)
             if pending_characters >= BATCH_CHARACTERS:
                 flush()

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mlx_codegen.config import SourceConfig, repository_folder
 from mlx_codegen.data.stories import story_documents
@@ -17,6 +17,7 @@ from mlx_codegen.data.tasks import task_documents
 from mlx_codegen.errors import UserError
 from mlx_codegen.tokenizer import END_OF_TEXT
 
+Split = Literal["train", "validation"]
 Skipped = Callable[[str], None]
 """Called with one line for each file of a folder that is left out."""
 
@@ -39,7 +40,25 @@ def read_documents(source: SourceConfig, seed: int = 0, skipped: Skipped = lambd
 
     Raises UserError for a missing, binary or non-UTF-8 file, a column that is not there, and a hub out of reach.
     """
-    yield from islice(_open(source, seed, skipped), source.max_documents)
+    return (document for document, _ in read_split_documents(source, seed, skipped))
+
+
+def read_split_documents(
+    source: SourceConfig, seed: int = 0, skipped: Skipped = lambda line: None
+) -> Iterator[tuple[str, Split | None]]:
+    """Documents as `read_documents` gives them, each with the split that the source itself puts it in, or None.
+
+    The bundled bash tasks bring a split; everything else leaves it to whoever prepares the data.
+    """
+    if source.bundled == "bash":
+        documents: Iterator[tuple[str, Split | None]] = _bundled_tasks(seed)
+    else:
+        documents = ((document, None) for document in _open(source, seed, skipped))
+    return islice(documents, source.max_documents)
+
+
+def _bundled_tasks(seed: int) -> Iterator[tuple[str, Split | None]]:
+    yield from task_documents(repository_folder("data") / "bash", BUNDLED_RENDERINGS_PER_TASK, seed)
 
 
 def pair_document(prompt: str, answer: str, *, script: bool = False) -> str:
@@ -59,8 +78,6 @@ def _open(source: SourceConfig, seed: int, skipped: Skipped) -> Iterator[str]:
     if source.bundled == "english":
         count = source.max_documents or BUNDLED_STORIES
         return story_documents(repository_folder("data") / "english", count, seed)
-    if source.bundled == "bash":
-        return task_documents(repository_folder("data") / "bash", BUNDLED_RENDERINGS_PER_TASK, seed)
     if source.hub is not None:
         return _hub_documents(source)
     return _path_documents(Path(str(source.path)).expanduser(), source, skipped)

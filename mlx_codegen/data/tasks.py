@@ -6,24 +6,31 @@
 - a slot that it does not name becomes the slot's `default` in the script, usually an argument: `${1:?directory}`;
 - a variant that some prompts mention keeps its first value when the chosen prompt does not mention it,
   so that a script never does what nobody asked for. Variants that no prompt mentions are style and vary freely.
+
+The split into train, validation and test is part of the data: `split.yaml` names whole tasks that are held out (unseen
+tasks); of the others, the values that a prompt names decide (seen tasks, unseen values).
 """
 
+import hashlib
 import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import yaml
 from jinja2 import Environment, StrictUndefined, Template, TemplateError, meta
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
+from mlx_codegen.data.yaml_file import Strict, read_yaml
 from mlx_codegen.errors import UserError
 
 SHEBANG = "#!/bin/bash\n"
 WORDS_FILE = "slots.yaml"
+SPLIT_FILE = "split.yaml"
+HELD_OUT_VALUES = 0.05
+"""Share of the sets of values that validation has for itself; the test part has as many."""
 BUILT_IN = frozenset({"lead", "given"})
 """Names that every template may use: a way to open a prompt, and the set of slots that the prompt names."""
 
@@ -40,13 +47,7 @@ _HOLE = re.compile(r"\{([a-z_]+|\d+-\d+)\}")
 
 Variant = bool | int | str
 Kind = Literal["script", "command"]
-Model = TypeVar("Model", bound=BaseModel)
-
-
-class Strict(BaseModel):
-    """A checked part of a YAML file; a key that nobody knows is a mistake."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+Part = Literal["train", "validation", "test"]
 
 
 class Words(Strict):
@@ -116,6 +117,13 @@ class TaskFile(Strict):
         return {name: [False, True] if values is None else values for name, values in variants.items()}
 
 
+class SplitFile(Strict):
+    """`split.yaml`: the tasks that training never sees, not even with other values."""
+
+    validation: list[str] = []
+    test: list[str] = []
+
+
 @dataclass(frozen=True)
 class Text:
     """A compiled template and the names it uses."""
@@ -138,6 +146,8 @@ class Task:
     category: str
     file: TaskFile
     words: Words
+    held_out: Part | None = None
+    """The part that has this task for itself, if one does."""
 
     @cached_property
     def prompts(self) -> list[Text]:
@@ -169,6 +179,8 @@ class Rendering:
     variants: dict[str, Variant]
     given: frozenset[str]
     """The slots that the prompt names."""
+    part: Part
+    """Where it belongs."""
 
     @property
     def document(self) -> str:
@@ -180,17 +192,31 @@ class Rendering:
 
 def load_tasks(folder: Path) -> list[Task]:
     """Returns the tasks of `folder/<category>/<task>.yaml`, sorted by name; raises UserError for the first bad file."""
-    words = _parse(folder / WORDS_FILE, Words)
+    words = read_yaml(folder / WORDS_FILE, Words)
+    held_out = _load_split(folder / SPLIT_FILE)
     tasks: dict[str, Task] = {}
     for path in sorted(folder.glob("*/*.yaml")):
-        if path.stem in tasks:
-            raise UserError(f"{path}: name: another task is called {path.stem}, in {tasks[path.stem].category}")
-        task = Task(path.stem, path.parent.name, _parse(path, TaskFile), words)
+        name = path.stem
+        if name in tasks:
+            raise UserError(f"{path}: name: another task is called {name}, in {tasks[name].category}")
+        task = Task(name, path.parent.name, read_yaml(path, TaskFile), words, held_out.pop(name, None))
         _check(path, task)
-        tasks[task.name] = task
+        tasks[name] = task
     if not tasks:
         raise UserError(f"{folder}: no tasks here: expected <category>/<task>.yaml")
+    for name, part in held_out.items():
+        raise UserError(f"{folder / SPLIT_FILE}: {part}: there is no task {name}")
     return [tasks[name] for name in sorted(tasks)]
+
+
+def _load_split(path: Path) -> dict[str, Part]:
+    """Reads which part has which task for itself; a folder of one's own need not have the file."""
+    if not path.exists():
+        return {}
+    split = read_yaml(path, SplitFile)
+    if twice := set(split.validation) & set(split.test):
+        raise UserError(f"{path}: test: {min(twice)} is in validation too")
+    return {**dict.fromkeys(split.validation, "validation"), **dict.fromkeys(split.test, "test")}
 
 
 def render(task: Task, rng: random.Random) -> Rendering:
@@ -213,7 +239,20 @@ def render(task: Task, rng: random.Random) -> Rendering:
         values=values,
         variants=variants,
         given=frozenset(given),
+        part=task.held_out or _part_of_values(sorted(values[name] for name in given)),
     )
+
+
+def _part_of_values(values: list[str]) -> Part:
+    """Returns the part that has these values for itself.
+
+    Only the values count and not the task: then equal prompts of two tasks, too, are in the same part. Prompts without a
+    value are for training, since there is nothing about them that could be new.
+    """
+    if not values:
+        return "train"
+    number = int.from_bytes(hashlib.blake2b("\n".join(values).encode(), digest_size=8).digest(), "big") / 2**64
+    return "validation" if number < HELD_OUT_VALUES else "test" if number < 2 * HELD_OUT_VALUES else "train"
 
 
 def render_check(task: Task, rendering: Rendering) -> tuple[str, str]:
@@ -223,21 +262,29 @@ def render_check(task: Task, rendering: Rendering) -> tuple[str, str]:
     return setup, check
 
 
-def task_documents(folder: Path, renderings: int, seed: int) -> Iterator[str]:
-    """Yields distinct documents, one round over all tasks after another, `renderings` rounds.
+def renderings(tasks: list[Task], rounds: int, seed: int) -> Iterator[Rendering]:
+    """Yields renderings with distinct documents, one round over all tasks after another.
 
     Each task has its own random numbers, so adding a task changes nothing in the documents of the others.
     A task that runs out of new documents yields fewer.
     """
     # A string seeds through SHA-512, the same in every process and Python version.
-    tasks = [(task, random.Random(f"{seed}/{task.name}")) for task in load_tasks(folder)]
-    seen: set[str] = set()
-    for _ in range(renderings):
-        for task, rng in tasks:
-            document = render(task, rng).document
-            if document not in seen:
-                seen.add(document)
-                yield document
+    generators = [(task, random.Random(f"{seed}/{task.name}")) for task in tasks]
+    seen: set[bytes] = set()
+    for _ in range(rounds):
+        for task, rng in generators:
+            rendering = render(task, rng)
+            digest = hashlib.blake2b(rendering.document.encode(), digest_size=8).digest()
+            if digest not in seen:
+                seen.add(digest)
+                yield rendering
+
+
+def task_documents(folder: Path, rounds: int, seed: int) -> Iterator[tuple[str, Literal["train", "validation"]]]:
+    """Yields the documents of `renderings` that training may use, each with its part; the test part stays out."""
+    for rendering in renderings(load_tasks(folder), rounds, seed):
+        if rendering.part != "test":
+            yield rendering.document, rendering.part
 
 
 def _fresh_values(task: Task, rng: random.Random) -> dict[str, str]:
@@ -249,22 +296,6 @@ def _fresh_values(task: Task, rng: random.Random) -> dict[str, str]:
             if list(values.values()).count(values[name]) == 1:
                 break
     return values
-
-
-def _parse(path: Path, model: type[Model]) -> Model:
-    """Reads a YAML file into a checked model; UserError names the file and the key in one line."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UserError(f"{path}: {key}: {first['msg']}") from error
 
 
 def _check(path: Path, task: Task) -> None:

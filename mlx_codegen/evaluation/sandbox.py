@@ -29,7 +29,7 @@ NOBODY = 65534
 """Who runs the sandbox when a superuser starts it: the kernel does not count the superuser's processes."""
 SETUP_FAILED = 97
 """Exit status that says that the setup failed, and not the script."""
-FOLDERS = ("backup", "backups", "data", "etc", "home", "mnt", "opt", "root", "run", "srv", "storage", "tmp", "usr/local/share", "var")
+FOLDERS = ("backup", "backups", "data", "etc", "home", "mnt", "opt", "root", "run", "srv", "storage", "tmp", "usr/local", "var")
 """What exists at the top of the private root, and what `relocate` moves."""
 MOVED = re.compile(rf"(?<![\w./~$}}-])/(?={'|'.join(FOLDERS)})(?=(?:{'|'.join(FOLDERS)})(?![\w.-]))")
 INSTALL_HINT = "on Debian and Ubuntu: apt-get install bubblewrap; on Fedora: dnf install bubblewrap"
@@ -52,7 +52,7 @@ class Limits:
     memory_megabytes: int = 512
     """Address space of each process."""
     disk_megabytes: int = 64
-    """The private root as a whole; a single file may have a quarter."""
+    """The private root, and /usr/local and /dev/shm likewise; a single file may have a quarter."""
     output_bytes: int = 64 * 1024
     """What is kept of each of the two outputs."""
 
@@ -167,9 +167,10 @@ def _linux_command(task: Path, limits: Limits) -> list[str]:
     command += ["--ro-bind-try", "/etc/alternatives", "/etc/alternatives", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
     # /dev and /dev/shm would be two more disks to fill
     command += ["--proc", "/proc", "--dev", "/dev", "--size", size, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
-    for folder in FOLDERS:
-        if not folder.startswith("usr"):
-            command += ["--dir", f"/{folder}"]
+    # Programs of the machine's owner are no part of a script's world, and scripts install programs there
+    command += ["--size", size, "--tmpfs", "/usr/local"]
+    for folder in (*FOLDERS, "usr/local/bin", "usr/local/sbin", "usr/local/lib", "usr/local/share", "usr/local/etc"):
+        command += ["--dir", f"/{folder}"]
     command += ["--ro-bind", str(stub_folder()), "/run/stubs", "--ro-bind", str(task), "/run/task"]
     for name, value in _environment("", "/run/task", "/run/stubs").items():
         command += ["--setenv", name, value]
