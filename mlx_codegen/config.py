@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from mlx_codegen.errors import UserError
 
 Family = Literal["gpt2", "gpt_neox", "llama"]
-Schedule = Literal["cosine", "linear", "constant"]
+Schedule = Literal["cosine", "linear", "constant", "wsd"]
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 PhaseName = Literal["language", "code"]
 PHASES: tuple[PhaseName, ...] = ("language", "code")
@@ -150,7 +150,13 @@ class PhaseConfig(Settings):
     min_learning_rate_ratio: float = Field(default=0.1, ge=0, le=1)
     """Final learning rate over peak learning rate (cosine and linear)."""
     schedule: Schedule = "cosine"
-    """Shape of the decay after the warm-up."""
+    """Shape of the decay after the warm-up; wsd stays at the peak until the last `decay_share` of the phase."""
+    decay_share: float = Field(default=0.4, gt=0, le=1)
+    """Share of the phase in which wsd falls."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: orthogonal updates for the matrices inside the blocks, AdamW for the rest."""
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Muon's decay of the gradient's running mean."""
     warmup_steps: int = Field(default=100, ge=0)
     """Updates of linear warm-up from zero; at most a tenth of the phase is used."""
     weight_decay: float = Field(default=0.1, ge=0)

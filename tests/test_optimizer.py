@@ -1,4 +1,4 @@
-"""AdamW, clipping and the schedule equal their references and figures worked out by hand."""
+"""AdamW, Muon, clipping and the schedule equal their references and figures worked out by hand."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import mlx.optimizers
 import pytest
 from tiny_run import phase_settings
 
-from mlx_codegen.training.optimizer import adamw, clip_to_norm, global_norm, init_adamw, learning_rate_at
+from mlx_codegen.training.optimizer import clip_to_norm, global_norm, init_state, learning_rate_at, orthogonal, update, uses_muon
 
 Tree = dict[str, mx.array]
 
@@ -21,9 +21,9 @@ def random_tree(seed: int, scale: float = 1.0) -> Tree:
 def run_ours(settings_changes: dict[str, float], rates: list[float]) -> Tree:
     settings = phase_settings(**settings_changes)
     parameters = random_tree(0)
-    state = init_adamw(parameters)
+    state = init_state(parameters, settings)
     for number, rate in enumerate(rates):
-        parameters, state = adamw(parameters, random_tree(10 + number, 0.1), state, mx.array(rate), settings)
+        parameters, state = update(parameters, random_tree(10 + number, 0.1), state, mx.array(rate), settings)
     assert state["updates"].item() == len(rates)
     return parameters
 
@@ -51,6 +51,53 @@ def test_first_update_has_the_size_of_the_learning_rate() -> None:
     start = random_tree(0)
     moved = run_ours({"weight_decay": 0.0}, [1e-2])
     assert mx.allclose(mx.abs(moved["matrix"] - start["matrix"]), mx.array(1e-2), rtol=1e-3).item()
+
+
+def test_orthogonal_brings_singular_values_near_one_and_keeps_directions() -> None:
+    """Wide, tall and stacked matrices: same singular vectors, singular values between 0.6 and 1.3."""
+    for shape in ((6, 16), (16, 6), (3, 8, 8)):
+        x = mx.random.normal(shape, key=mx.random.key(1))
+        u, _, vt = mx.linalg.svd(x, stream=mx.cpu)
+        rank = min(shape[-2:])
+        inner = u[..., :rank].swapaxes(-1, -2) @ orthogonal(x) @ vt[..., :rank, :].swapaxes(-1, -2)
+        diagonal = mx.diagonal(inner, axis1=-2, axis2=-1)
+        assert (diagonal > 0.6).all().item() and (diagonal < 1.3).all().item(), shape
+        assert mx.abs(inner - diagonal[..., None] * mx.eye(rank)).max().item() < 1e-3, shape
+
+
+def test_muon_is_for_matrices_of_blocks_only() -> None:
+    """Embeddings, the output matrix, norms and biases stay with AdamW; with `optimizer: adamw` all do."""
+    muon, matrix, vector = phase_settings(optimizer="muon"), mx.zeros((4, 4)), mx.zeros((4,))
+    assert uses_muon("blocks.0.mlp.up_proj.weight", matrix, muon)
+    assert not uses_muon("token_embedding.weight", matrix, muon)
+    assert not uses_muon("output_proj.weight", matrix, muon)
+    assert not uses_muon("blocks.0.mlp_norm.weight", vector, muon)
+    assert not uses_muon("blocks.0.mlp.up_proj.weight", matrix, phase_settings())
+
+
+@pytest.mark.parametrize("name", ["out_proj", "qkv_proj"])
+def test_muon_step_equals_its_formula(name: str) -> None:
+    """Against MLX's own Muon for the direction; size 0.2 √max(rows, columns); queries, keys and values are three maps."""
+    settings = phase_settings(optimizer="muon", muon_momentum=0.9, weight_decay=0.1)
+    keys = mx.random.split(mx.random.key(3), 2)
+    theta, gradient = (mx.random.normal((12, 4), key=key) for key in keys)
+    before, gradients = ({"blocks": [{name: {"weight": value}}]} for value in (theta, gradient))
+    after, state = update(before, gradients, init_state(before, settings), mx.array(0.01), settings)
+    reference = mlx.optimizers.Muon(1.0, momentum=0.9, weight_decay=0.0)
+    direction = 0.1 * gradient + 0.9 * (0.1 * gradient)
+    parts = direction.reshape(3, 4, 4) if name == "qkv_proj" else direction[None]
+    expected = mx.concatenate([reference._zeropower_via_newtonschulz5(part, steps=5) for part in parts])
+    scale = 0.2 * (2.0 if name == "qkv_proj" else 12**0.5)
+    moved = (theta - after["blocks"][0][name]["weight"]) / 0.01 - 0.1 * theta
+    assert mx.allclose(moved, scale * expected, atol=2e-3).item()
+    assert state["second_moment"]["blocks"][0][name]["weight"].size == 1, "Muon needs no second moment"
+
+
+def test_wsd_stays_and_then_falls_along_a_line() -> None:
+    """Warm-up, then the peak until the last share, then down to the ratio."""
+    rate = rates(105, schedule="wsd", decay_share=0.5)
+    assert [rate(step) for step in (4, 30, 54)] == pytest.approx([0.8, 0.8, 0.8])
+    assert [rate(step) for step in (79, 104)] == pytest.approx([0.5, 0.2])
 
 
 def test_global_norm_is_over_all_arrays_together() -> None:

@@ -229,6 +229,8 @@ def _wait(command: list[str], folder: Path, limits: Limits) -> Outcome:
             stdout=stdout,
             stderr=stderr,
             cwd="/",
+            # bubblewrap itself is a process inside: its variables could be read there
+            env={"PATH": os.environ.get("PATH", os.defpath)},
             start_new_session=True,
             user=NOBODY if superuser else None,
             group=NOBODY if superuser else None,

@@ -1,6 +1,6 @@
 """One training step: loss, gradients, clipping and update, compiled into one graph.
 
-    tokens ──▶ model ──▶ logits ──▶ cross-entropy ──▶ gradients ──▶ clip to norm 1 ──▶ AdamW ──▶ new weights
+    tokens ──▶ model ──▶ logits ──▶ cross-entropy ──▶ gradients ──▶ clip to norm 1 ──▶ optimizer ──▶ new weights
                  ▲ compute type (float16, bfloat16, float32)              ▲ float32 master weights
 
 Two things happen around it. A batch may be cut into parts whose gradients are averaged: one part after the other
@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 from mlx_codegen.config import PhaseConfig
 from mlx_codegen.exponential import cross_entropy, runs_on_float32_cpu
 from mlx_codegen.model import Transformer
-from mlx_codegen.training.optimizer import Tree, adamw, clip_to_norm, global_norm, init_adamw
+from mlx_codegen.training.optimizer import Tree, clip_to_norm, global_norm, init_state, update
 
 FIRST_LOSS_SCALE = 2.0**15
 # float16 (Micikevicius et al., 2017, arXiv 1710.03740): halve the scale when gradients overflow, double it after so
@@ -48,7 +48,7 @@ class TrainStep:
         self, model: Transformer, settings: PhaseConfig, precision: str, streams: list[mx.Stream], *, compiled: bool
     ) -> None:
         self.model = model
-        self.optimizer_state: dict[str, Tree] = init_adamw(model.parameters())
+        self.optimizer_state: dict[str, Tree] = init_state(model.parameters(), settings)
         self.loss_scale = {
             "scale": mx.array(FIRST_LOSS_SCALE if precision == "float16" else 1.0),
             "good_steps": mx.array(0, mx.int32),
@@ -127,9 +127,11 @@ class TrainStep:
         return loss, norm, finite
 
     def _update_if(self, finite: mx.array, gradients: Tree, learning_rate: mx.array) -> None:
-        """AdamW, taken back value by value where the step is not finite (inf times zero would be NaN)."""
+        """The optimizer's update, taken back value by value where the step is not finite (inf times zero would be NaN)."""
         parameters = self.model.parameters()
-        updated, state = adamw(parameters, gradients, self.optimizer_state, learning_rate, self._settings)
+        updated, state = update(
+            parameters, gradients, self.optimizer_state, learning_rate, self._settings, self._streams
+        )
         self.model.update(_choose(finite, updated, parameters))
         self.optimizer_state.update(_choose(finite, state, self.optimizer_state))
 
