@@ -115,6 +115,12 @@ class SourceConfig(Settings):
     """Column with an English request; makes documents of the form `# request`, newline, `text_column`."""
     script_documents: bool = False
     """Prompt pairs are whole scripts: the request goes under a `#!/bin/bash` line."""
+    fresh_values: float = Field(default=0.0, ge=0, le=1)
+    """Share of prompt pairs in which the values that prompt and answer share (paths, names, numbers) are replaced on both
+    sides by fresh ones, so that a model learns to copy them; the prompts' case and final stop vary too. Validation keeps
+    the originals."""
+    versions: int = Field(default=1, ge=1)
+    """With `fresh_values`: how often each pair is written, each time with other values."""
     weight: float = Field(default=1.0, gt=0)
     """Passes over this source in one epoch: 2 shows each document twice, 0.5 another half of them each epoch."""
     max_documents: int | None = Field(default=None, ge=1)
@@ -127,6 +133,8 @@ class SourceConfig(Settings):
             raise ValueError(f"source '{self.name}' needs exactly one of hub, path, bundled; it has {len(given)}")
         if self.prompt_column is not None and self.text_column is None:
             raise ValueError(f"source '{self.name}' has prompt_column but no text_column to pair it with")
+        if self.versions > 1 and self.fresh_values == 0:
+            raise ValueError(f"source '{self.name}' has versions but no fresh_values: all versions would be equal")
         return self
 
 

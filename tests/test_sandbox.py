@@ -48,7 +48,9 @@ def test_nothing_outside_is_written(tmp_path: Path) -> None:
     """The person's files are out of reach: neither there to read nor to change."""
     (tmp_path / "precious").write_text("mine")
     target = tmp_path / "precious"
-    outcome = run_script(f"echo overwritten > {target}; rm -rf {target} {tmp_path}; echo x > {Path.home()}/.evil; touch /usr/bin/evil")
+    outcome = run_script(
+        f"echo overwritten > {target}; rm -rf {target} {tmp_path}; echo x > {Path.home()}/.evil; touch /usr/bin/evil"
+    )
     assert target.read_text() == "mine"
     assert not (Path.home() / ".evil").exists() and not Path("/usr/bin/evil").exists()
     assert "Read-only file system" in outcome.stderr or sys.platform == "darwin"
@@ -176,7 +178,8 @@ def test_stubs_record_and_answer() -> None:
     """A command that the sandbox has not is recorded, answers plausibly, and can be told what to answer."""
     script = 'docker push "$1"; curl -sf http://localhost/ && echo up; systemctl restart "my app"'
     check = """run shop:1.2
-        called '^docker push shop:1\\.2$' && called '^systemctl restart my app$' && ! called 'docker pull' && ! grep -q up "$OUT" """
+        called '^docker push shop:1\\.2$' && called '^systemctl restart my app$' &&
+        ! called 'docker pull' && ! grep -q up "$OUT" """
     assert run_script(script, setup="answer curl <<< 'exit 7'", check=check).passed
 
 
@@ -203,7 +206,9 @@ def test_outcome_tells_of_signals() -> None:
 def test_paths_are_moved_for_systems_without_a_private_root() -> None:
     """On macOS every path that the sandbox owns is moved below its folder; others stay, and so do options and URLs."""
     root = Path("/private/box")
-    text = 'cp -a /srv/data "/etc/hosts" $HOME/etc https://a.b/srv/x /usr/bin/env >/dev/null; cd /data; x=/home/u;ls ./etc /etcetera'
+    text = (
+        'cp -a /srv/data "/etc/hosts" $HOME/etc https://a.b/srv/x /usr/bin/env >/dev/null; cd /data; x=/home/u;ls ./etc /etcetera'
+    )
     assert relocate(text, root) == (
         'cp -a /private/box/srv/data "/private/box/etc/hosts" $HOME/etc https://a.b/srv/x /usr/bin/env >/dev/null; '
         "cd /private/box/data; x=/private/box/home/u;ls ./etc /etcetera"
@@ -216,7 +221,7 @@ def test_missing_bubblewrap_is_one_line_with_a_remedy(monkeypatch: pytest.Monkey
     sandbox.why_unavailable.cache_clear()
     try:
         reason = sandbox.why_unavailable()
-        assert reason is not None and "install" in reason or sys.platform == "darwin"
+        assert (reason is not None and "install" in reason) or sys.platform == "darwin"
         with pytest.raises(sandbox.UserError, match="no sandbox: "):
             run_script("echo hi")
     finally:

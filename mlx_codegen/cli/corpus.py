@@ -41,9 +41,9 @@ def verify(
     tasks = select(load(folder), names)
     errors = Console(stderr=True, highlight=False)
     if shellcheck_path() is None:
-        errors.print(f"without shellcheck, scripts are not linted; {SHELLCHECK_HINT}", markup=False)
+        errors.print(f"without shellcheck, scripts are not linted; {SHELLCHECK_HINT}", markup=False, soft_wrap=True)
     if reason := why_unavailable():
-        errors.print(f"without a sandbox, scripts are not run: {reason}", markup=False)
+        errors.print(f"without a sandbox, scripts are not run: {reason}", markup=False, soft_wrap=True)
     console = Console(highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors, transient=True) as progress:
@@ -126,7 +126,9 @@ def build(
     for name, counts in [*sorted(stats.categories.items()), ("all", stats.total), *stats.parts.items()]:
         if name == "all":
             table.add_section()
-        table.add_row(name, *(f"{n:,}" for n in (counts.tasks, counts.pairs, counts.lines, counts.tokens)), end_section=name == "all")
+        table.add_row(
+            name, *(f"{n:,}" for n in (counts.tasks, counts.pairs, counts.lines, counts.tokens)), end_section=name == "all"
+        )
     Console(highlight=False).print(table)
     print(f"{output}: {stats.total.pairs:,} distinct pairs of prompt and script")
 

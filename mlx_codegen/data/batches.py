@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_codegen.data.prepare import INDEX_DTYPE, TOKEN_DTYPE, Split, read_manifest, token_files_whole
+from mlx_codegen.data.prepare import INDEX_DTYPE, TOKEN_DTYPE, read_manifest, token_files_whole
+from mlx_codegen.data.sources import Split
 from mlx_codegen.errors import UserError
 
 Tokens = NDArray[np.uint16]

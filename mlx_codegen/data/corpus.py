@@ -72,7 +72,9 @@ def build_corpus(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         (partial / "bash_scripts").mkdir(parents=True)
-        tokenizer, name = (tokenizer, tokenizer.hash) if tokenizer else (_own_tokenizer(tasks, rounds, seed), "trained on this corpus")
+        tokenizer, name = (
+            (tokenizer, tokenizer.hash) if tokenizer else (_own_tokenizer(tasks, rounds, seed), "trained on this corpus")
+        )
         stats = Stats(seed, rounds, f"{tokenizer.vocab_size} pieces, {name}")
         _count_tasks(stats, tasks)
         _write_pairs(partial, tasks, stats, tokenizer, on_pairs)
@@ -113,9 +115,7 @@ def _count_tasks(stats: Stats, tasks: list[Task]) -> None:
     stats.total.tasks = len(tasks)
 
 
-def _write_pairs(
-    folder: Path, tasks: list[Task], stats: Stats, tokenizer: Tokenizer, on_pairs: Callable[[int], None]
-) -> None:
+def _write_pairs(folder: Path, tasks: list[Task], stats: Stats, tokenizer: Tokenizer, on_pairs: Callable[[int], None]) -> None:
     stats.parts = {part: Counts() for part in PARTS}
     seen_tasks: dict[Part, set[str]] = {part: set() for part in PARTS}
     files = {part: _pairs_file(folder, part).open("w", encoding="utf-8") for part in PARTS}
@@ -210,7 +210,7 @@ check: |
 
 
 def new_task(folder: Path, category: str, name: str, *, command: bool = False) -> Path:
-    """Writes a small working task to start from; UserError where the name is taken or cannot be one, or the category is unknown."""
+    """Writes a small working task to start from; UserError for an unknown category, or a name that is taken or cannot be one."""
     known = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name != "stubs") if folder.is_dir() else []
     if category not in known:
         raise UserError(f"no category {category} in {folder}; there are: {', '.join(known) or 'none'}")

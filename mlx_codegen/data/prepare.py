@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mlx_codegen.config import PhaseConfig, SourceConfig, repository_folder
-from mlx_codegen.data.sources import Split, read_split_documents, source_files
+from mlx_codegen.data.sources import Document, Split, read_split_documents, source_files
+from mlx_codegen.data.tasks import WORDS_FILE
 from mlx_codegen.errors import UserError
 from mlx_codegen.observer import Observer
 from mlx_codegen.tokenizer import Tokenizer
@@ -156,11 +157,10 @@ def _sample(source: SourceConfig, validation_fraction: float, budget: int, seed:
     kept: list[tuple[int, str]] = []  # a heap with the largest hash on top
     held_out: list[str] = []
     kept_characters = read_characters = 0
-    for raw, given in read_split_documents(source, seed):
-        document = clean(raw)
-        number = document_hash(document)
+    for raw in read_split_documents(source, seed):
+        document, number, deciding = _cleaned(raw)
         read_characters += len(document)
-        if document and (given or split_of(number, validation_fraction)) == "validation":
+        if document and (raw.split or split_of(deciding, validation_fraction)) == "validation":
             held_out = [] if kept else [*held_out, document]
         elif document:
             heapq.heappush(kept, (-number, document))
@@ -173,12 +173,21 @@ def _sample(source: SourceConfig, validation_fraction: float, budget: int, seed:
     yield from held_out if not kept else ()
 
 
+def _cleaned(raw: Document) -> tuple[str, int, int]:
+    """A document's clean text, the hash of it, and the hash that decides its split."""
+    document = clean(raw.text)
+    number = document_hash(document)
+    return document, number, number if raw.origin is None else document_hash(clean(raw.origin))
+
+
 def source_fingerprint(source: SourceConfig) -> dict[str, Any]:
     """What a source's documents depend on: its settings (not its weight), and its files' names, sizes and times."""
     described: dict[str, Any] = source.model_dump(exclude={"weight"})
     path = Path(str(source.path)).expanduser() if source.path is not None else None
     if source.bundled is not None:
         path = repository_folder("data") / source.bundled
+    if source.fresh_values:
+        described["words"] = hashlib.sha256((repository_folder("data") / "bash" / WORDS_FILE).read_bytes()).hexdigest()
     if path is not None:
         stats = [(str(file), file.stat()) for file in _bundled_or_source_files(path, source)]
         described["files"] = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
@@ -252,15 +261,17 @@ def _write_source(
         observer.on_prepare(source.name, *_progress(writers))
 
     try:
-        for raw, given in read_split_documents(source, seed, counts.skipped_files.append):
-            document = clean(raw)
-            number = document_hash(document)
+        for raw in read_split_documents(source, seed, counts.skipped_files.append):
+            document, number, deciding = _cleaned(raw)
+            split = place(deciding, raw.split)
             if not document:
                 counts.empty += 1
+            elif number != deciding and split == "validation":
+                pass  # only the original is evaluated
             elif not seen.add(number):
                 counts.duplicates += 1
             else:
-                pending.append((place(number, given), document))
+                pending.append((split, document))
                 pending_characters += len(document)
             if pending_characters >= BATCH_CHARACTERS:
                 flush()

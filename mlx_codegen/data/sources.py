@@ -6,18 +6,34 @@ corpus. A file that is named by itself must be good; in a folder, files that are
 
 import codecs
 import json
+import random
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from mlx_codegen.config import SourceConfig, repository_folder
+from mlx_codegen.data.fresh_values import other_manner, with_fresh_values
 from mlx_codegen.data.stories import story_documents
-from mlx_codegen.data.tasks import task_documents
+from mlx_codegen.data.tasks import load_words, task_documents
 from mlx_codegen.errors import UserError
 from mlx_codegen.tokenizer import END_OF_TEXT
 
 Split = Literal["train", "validation"]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, and what decides its split: the source itself, or a hash of the text, or of the text that it was made from."""
+
+    text: str
+    split: Split | None = None
+    origin: str | None = None
+
+
+Record = str | tuple[str, str]
+"""A text, or a pair of prompt and answer."""
 Skipped = Callable[[str], None]
 """Called with one line for each file of a folder that is left out."""
 
@@ -40,25 +56,20 @@ def read_documents(source: SourceConfig, seed: int = 0, skipped: Skipped = lambd
 
     Raises UserError for a missing, binary or non-UTF-8 file, a column that is not there, and a hub out of reach.
     """
-    return (document for document, _ in read_split_documents(source, seed, skipped))
+    return (document.text for document in read_split_documents(source, seed, skipped))
 
 
-def read_split_documents(
-    source: SourceConfig, seed: int = 0, skipped: Skipped = lambda line: None
-) -> Iterator[tuple[str, Split | None]]:
-    """Documents as `read_documents` gives them, each with the split that the source itself puts it in, or None.
+def read_split_documents(source: SourceConfig, seed: int = 0, skipped: Skipped = lambda line: None) -> Iterator[Document]:
+    """Documents as `read_documents` gives them, each with what decides its split.
 
-    The bundled bash tasks bring a split; everything else leaves it to whoever prepares the data.
+    The bundled bash tasks bring their split. Versions of a pair with fresh values go where the pair itself goes.
     """
     if source.bundled == "bash":
-        documents: Iterator[tuple[str, Split | None]] = _bundled_tasks(seed)
+        tasks = task_documents(repository_folder("data") / "bash", BUNDLED_RENDERINGS_PER_TASK, seed)
+        documents: Iterator[Document] = (Document(text, split) for text, split in tasks)
     else:
-        documents = ((document, None) for document in _open(source, seed, skipped))
-    return islice(documents, source.max_documents)
-
-
-def _bundled_tasks(seed: int) -> Iterator[tuple[str, Split | None]]:
-    yield from task_documents(repository_folder("data") / "bash", BUNDLED_RENDERINGS_PER_TASK, seed)
+        documents = _open(source, seed, skipped)
+    yield from islice(documents, source.max_documents)
 
 
 def pair_document(prompt: str, answer: str, *, script: bool = False) -> str:
@@ -74,13 +85,37 @@ def pair_document(prompt: str, answer: str, *, script: bool = False) -> str:
     return f"#!/bin/bash\n{comment}{answer}" if script else f"{comment}{answer}"
 
 
-def _open(source: SourceConfig, seed: int, skipped: Skipped) -> Iterator[str]:
+def _open(source: SourceConfig, seed: int, skipped: Skipped) -> Iterator[Document]:
     if source.bundled == "english":
         count = source.max_documents or BUNDLED_STORIES
-        return story_documents(repository_folder("data") / "english", count, seed)
-    if source.hub is not None:
-        return _hub_documents(source)
-    return _path_documents(Path(str(source.path)).expanduser(), source, skipped)
+        stories = story_documents(repository_folder("data") / "english", count, seed)
+        return (Document(text) for text in stories)
+    records = (
+        _hub_records(source) if source.hub is not None else _path_records(Path(str(source.path)).expanduser(), source, skipped)
+    )
+    if source.fresh_values:
+        return _with_versions(records, source, seed)
+    return (Document(_text(record, source)) for record in records)
+
+
+def _text(record: Record, source: SourceConfig) -> str:
+    return record if isinstance(record, str) else pair_document(*record, script=source.script_documents)
+
+
+def _with_versions(records: Iterator[Record], source: SourceConfig, seed: int) -> Iterator[Document]:
+    """Each pair once as it is (that is what validation sees) and `versions` times with fresh values and another manner."""
+    words = load_words(repository_folder("data") / "bash")
+    for number, record in enumerate(records):
+        original = _text(record, source)
+        if isinstance(record, str):
+            yield Document(original)
+            continue
+        # Not the pair's text but its place seeds, so that equal pairs get different values
+        rng = random.Random(f"{seed}/{source.name}/{number}")
+        yield Document(original, origin=original)
+        for _ in range(source.versions):
+            prompt, answer = with_fresh_values(*record, words, rng) if rng.random() < source.fresh_values else record
+            yield Document(_text((other_manner(prompt, rng), answer), source), origin=original)
 
 
 def source_files(path: Path) -> list[Path]:
@@ -101,10 +136,10 @@ def _readable_kind(file: Path) -> bool:
     return not hidden and (file.suffix.lower() in SUFFIXES or not file.suffix)
 
 
-def _path_documents(path: Path, source: SourceConfig, skipped: Skipped) -> Iterator[str]:
+def _path_records(path: Path, source: SourceConfig, skipped: Skipped) -> Iterator[Record]:
     for file in source_files(path):
         try:
-            yield from _file_documents(file, source, named=file == path)
+            yield from _file_records(file, source, named=file == path)
         except _NotUsableError as error:
             if file == path:
                 raise UserError(str(error)) from None
@@ -121,8 +156,8 @@ class _NotUsableError(Exception):
     """A file with no documents in it: binary, not UTF-8, or something else than text and scripts."""
 
 
-def _file_documents(file: Path, source: SourceConfig, *, named: bool) -> Iterator[str]:
-    """Documents of one file; `named` if a person gave it by name, not only its folder."""
+def _file_records(file: Path, source: SourceConfig, *, named: bool) -> Iterator[Record]:
+    """Texts and pairs of one file; `named` if a person gave it by name, not only its folder."""
     suffix = file.suffix.lower()
     if suffix == ".parquet":
         yield from _records(_parquet_rows(file, source), source, str(file))
@@ -226,7 +261,7 @@ def _parquet_rows(file: Path, source: SourceConfig) -> Iterator[dict[str, Any]]:
         raise UserError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
 
 
-def _hub_documents(source: SourceConfig) -> Iterator[str]:
+def _hub_records(source: SourceConfig) -> Iterator[Record]:
     """Stream a data set of the Hugging Face hub (or a local folder in a hub data set's layout)."""
     import datasets
 
@@ -253,14 +288,14 @@ def _ask_hub(name: str) -> None:
         get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
 
 
-def _records(rows: Iterator[Any], source: SourceConfig, where: str) -> Iterator[str]:
+def _records(rows: Iterator[Any], source: SourceConfig, where: str) -> Iterator[Record]:
     for number, row in enumerate(rows, 1):
-        document = row if isinstance(row, str) else _record_document(row, source, f"{where}, record {number}")
-        if document is not None:
-            yield document
+        record = row if isinstance(row, str) else _record(row, source, f"{where}, record {number}")
+        if record is not None:
+            yield record
 
 
-def _record_document(row: Any, source: SourceConfig, where: str) -> str | None:
+def _record(row: Any, source: SourceConfig, where: str) -> Record | None:
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected text or an object, found {type(row).__name__}")
     if source.text_column is not None:
@@ -270,7 +305,7 @@ def _record_document(row: Any, source: SourceConfig, where: str) -> str | None:
         prompt, answer = _guess_columns(row, where)
     if answer is None:
         return None
-    return answer if prompt is None else pair_document(prompt, answer, script=source.script_documents)
+    return answer if prompt is None else (prompt, answer)
 
 
 def _guess_columns(row: dict[str, Any], where: str) -> tuple[str | None, str | None]:

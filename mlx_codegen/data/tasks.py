@@ -94,8 +94,8 @@ class TaskFile(Strict):
 
     kind: Kind = "script"
     prompts: list[str] = Field(min_length=1)
-    slots: dict[str, Slot] = {}
-    variants: dict[str, list[Variant]] = {}
+    slots: dict[str, Slot] = Field(default_factory=dict)
+    variants: dict[str, list[Variant]] = Field(default_factory=dict)
     script: str
     setup: str = ""
     check: str = ""
@@ -120,8 +120,8 @@ class TaskFile(Strict):
 class SplitFile(Strict):
     """`split.yaml`: the tasks that training never sees, not even with other values."""
 
-    validation: list[str] = []
-    test: list[str] = []
+    validation: list[str] = Field(default_factory=list)
+    test: list[str] = Field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -190,9 +190,14 @@ class Rendering:
         return f"{SHEBANG}# {self.prompt}\n{self.script.removeprefix(SHEBANG)}"
 
 
+def load_words(folder: Path) -> Words:
+    """Returns the generators of `slots.yaml`; raises UserError for a bad file."""
+    return read_yaml(folder / WORDS_FILE, Words)
+
+
 def load_tasks(folder: Path) -> list[Task]:
     """Returns the tasks of `folder/<category>/<task>.yaml`, sorted by name; raises UserError for the first bad file."""
-    words = read_yaml(folder / WORDS_FILE, Words)
+    words = load_words(folder)
     held_out = _load_split(folder / SPLIT_FILE)
     tasks: dict[str, Task] = {}
     for path in sorted(folder.glob("*/*.yaml")):

@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from mlx_codegen.data.tasks import Rendering, Task, render, render_check
-from mlx_codegen.evaluation.sandbox import SETUP_FAILED, Outcome, run_script, why_unavailable
+from mlx_codegen.evaluation.sandbox import SETUP_FAILED, Limits, Outcome, run_script, why_unavailable
 from mlx_codegen.generation.verify import shellcheck, shellcheck_path, syntax_error
 
+LIMITS = Limits()
 DRAWS = 60
 """Renderings looked at to find the most varied ones."""
 
@@ -69,7 +70,7 @@ def verify_task(task: Task, renderings: int, seed: int) -> Report:
 
 
 def varied_renderings(task: Task, count: int, seed: int) -> list[Rendering]:
-    """Returns `count` renderings (fewer if there are no more) that differ in variants and in what the prompt names, first of all."""
+    """Returns `count` renderings (fewer if there are no more) that differ in variants and in what the prompt names."""
     rng = random.Random(f"{seed}/{task.name}/verify")
     groups: dict[object, list[Rendering]] = {}
     for drawn in (render(task, rng) for _ in range(DRAWS * max(1, count // 5))):
@@ -105,7 +106,7 @@ def _run_faults(task: Task, rendering: Rendering, report: Report) -> Iterator[Fa
     if not check.strip():
         yield Fault(task.name, "no check", "the task has no check", rendering)
         return
-    outcome = run_script(rendering.document, setup=setup, check=check)
+    outcome = run_script(rendering.document, setup=setup, check=check, limits=LIMITS)
     report.runs += 1
     if outcome.status == SETUP_FAILED:
         yield Fault(task.name, "setup", _tail(outcome), rendering)
@@ -114,7 +115,7 @@ def _run_faults(task: Task, rendering: Rendering, report: Report) -> Iterator[Fa
         report.checks_passed += 1
     else:
         yield Fault(task.name, "check", _tail(outcome), rendering)
-    if run_script("", setup=setup, check=check).passed:
+    if run_script("", setup=setup, check=check, limits=LIMITS).passed:
         yield Fault(task.name, "empty script", "the check passes for an empty script", rendering)
 
 

@@ -117,7 +117,7 @@ def run_script(script: str, *, setup: str = "", check: str | None = None, limits
 
 @cache
 def stub_folder() -> Path:
-    """A copy of the stubs that everybody may read and run, whatever the rights of the project's folder; lives as long as we do."""
+    """Returns a copy of the stubs that everybody may read and run, whatever the rights of the project's folder."""
     folder = Path(tempfile.mkdtemp(prefix="mlx-codegen-stubs-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     shutil.copytree(repository_folder("data") / "bash" / "stubs", folder, dirs_exist_ok=True)
@@ -155,7 +155,18 @@ def _run(texts: dict[str, str], limits: Limits) -> Outcome:
 def _linux_command(task: Path, limits: Limits) -> list[str]:
     """The bubblewrap command line: a private root of limited size, with the system's programs in it."""
     size = str(limits.disk_megabytes * 1024 * 1024)
-    command = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--uid", "0", "--gid", "0", "--hostname", "sandbox"]
+    command = [
+        "bwrap",
+        "--unshare-all",
+        "--die-with-parent",
+        "--new-session",
+        "--uid",
+        "0",
+        "--gid",
+        "0",
+        "--hostname",
+        "sandbox",
+    ]
     command += ["--clearenv", "--size", size, "--tmpfs", "/", "--ro-bind", "/usr", "/usr"]
     for name in ("bin", "sbin", "lib", "lib32", "lib64"):
         path = Path("/", name)
@@ -164,7 +175,14 @@ def _linux_command(task: Path, limits: Limits) -> list[str]:
         elif path.is_dir():
             command += ["--ro-bind", str(path), str(path)]
     # Debian's awk is a link through /etc/alternatives; other systems keep none
-    command += ["--ro-bind-try", "/etc/alternatives", "/etc/alternatives", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    command += [
+        "--ro-bind-try",
+        "/etc/alternatives",
+        "/etc/alternatives",
+        "--ro-bind-try",
+        "/etc/ld.so.cache",
+        "/etc/ld.so.cache",
+    ]
     # /dev and /dev/shm would be two more disks to fill
     command += ["--proc", "/proc", "--dev", "/dev", "--size", size, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
     # Programs of the machine's owner are no part of a script's world, and scripts install programs there
@@ -194,7 +212,16 @@ def _mac_command(folder: Path) -> list[str]:
         ]
     )
     environment = _environment(str(root), str(task), str(stub_folder().resolve()))
-    return ["sandbox-exec", "-p", profile, "env", "-i", *(f"{k}={v}" for k, v in environment.items()), "bash", str(task / "run.sh")]
+    return [
+        "sandbox-exec",
+        "-p",
+        profile,
+        "env",
+        "-i",
+        *(f"{k}={v}" for k, v in environment.items()),
+        "bash",
+        str(task / "run.sh"),
+    ]
 
 
 def _environment(root: str, task: str, stubs: str) -> dict[str, str]:

@@ -129,9 +129,7 @@ class TrainStep:
     def _update_if(self, finite: mx.array, gradients: Tree, learning_rate: mx.array) -> None:
         """The optimizer's update, taken back value by value where the step is not finite (inf times zero would be NaN)."""
         parameters = self.model.parameters()
-        updated, state = update(
-            parameters, gradients, self.optimizer_state, learning_rate, self._settings, self._streams
-        )
+        updated, state = update(parameters, gradients, self.optimizer_state, learning_rate, self._settings, self._streams)
         self.model.update(_choose(finite, updated, parameters))
         self.optimizer_state.update(_choose(finite, state, self.optimizer_state))
 

@@ -1,0 +1,176 @@
+"""Fresh values for pairs of request and command: what teaches a small model to copy instead of knowing by heart.
+
+    Find *.log files in /var/log older than 30 days      find /var/log -name '*.log' -mtime +30
+    Find *.csv files in /srv/maple/orders older than 12 days      find /srv/maple/orders -name '*.csv' -mtime +12
+
+A value is replaced only where both sides have it, and on both sides alike. What carries meaning stays: utilities, options,
+devices, words that the request speaks of but the command writes otherwise.
+"""
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from mlx_codegen.data.tasks import Words
+
+NEVER = re.compile(r"/(dev|proc|sys|bin|usr/bin|sbin|usr/sbin)(/.*)?$|/$")
+"""Devices, kernel files and folders of programs mean what they are."""
+MODE_WORDS = re.compile(r"\b(chmod|perm|umask|install -m|mkdir -m)\b")
+# A word in command position: at the start, after an operator or a substitution, or handed to another command.
+HEAD = re.compile(
+    r"(?:^|[|;&(`]|\$\(|\b(?:xargs|sudo|exec|execdir|time|nohup|env|then|do|else|watch|command)(?:\s+-\S+)*)\s*([\w./+-]+)"
+)
+NUMBER = re.compile(r"(?<![\w.:/-])\d{1,7}(?![\w.:]*\d)(?!\.\w)")
+CUED_NAME = re.compile(
+    r"\b(?:user|owner|group|named|called|host|hostname|server|service|package|branch|database|container|process|owned by|"
+    r"belonging to|folder|directory|file|string|word|pattern|text)\s+([a-z][\w-]{2,})\b"
+)
+# Words that follow those cues in ordinary English.
+ENGLISH = frozenset(
+    """
+    and are associated being below but can containing contents current every exists for found from had has have having
+    hierarchy id ids in inside into its itself larger list listing manager matching name named names not number older only
+    or owned path paths process processes recursively size starting structure than that the their then there this through
+    to tree trees type types under user users using variable was were where which while whose will with within without
+    """.split()  # noqa: SIM905 (as a list it would be a page)
+)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value that both sides have, and how a fresh one is made."""
+
+    text: str
+    fresh: Callable[[random.Random], str]
+
+
+def with_fresh_values(prompt: str, command: str, words: Words, rng: random.Random) -> tuple[str, str]:
+    """Returns the pair with the values that both share replaced on both sides; the pair itself where they share none."""
+    values = shared_values(prompt, command, words)
+    replacements: dict[str, str] = {}
+    for value in values:
+        replacements[value.text] = value.fresh(rng)
+    replacements |= _fresh_numbers(prompt, command, rng)
+    return _replace(prompt, replacements), _replace(command, replacements)
+
+
+def other_manner(prompt: str, rng: random.Random) -> str:
+    """Returns a request as another person would type it: with or without a capital at the start and a stop at the end."""
+    first, _, rest = prompt.partition(" ")
+    if rest and first.isalpha() and first[1:].islower() and rng.random() < 0.4:
+        prompt = prompt[0].swapcase() + prompt[1:]
+    if rng.random() < 0.4:
+        prompt = prompt[:-1] if prompt.endswith(".") else prompt if prompt[-1:] in "?!:" else f"{prompt}."
+    return prompt
+
+
+def shared_values(prompt: str, command: str, words: Words) -> list[Value]:
+    """Finds paths, file names, extensions, addresses, names and quoted words (not numbers) that prompt and command share."""
+    heads = {match[1] for match in HEAD.finditer(command)}
+    found: dict[str, Value] = {}
+    covered: list[tuple[int, int]] = []
+    for start, stop, value in _candidates(prompt, words):
+        inside_another = any(a <= start and stop <= b for a, b in covered)
+        if inside_another or value.text in heads or NEVER.match(value.text):
+            continue
+        if value.text in found or _whole(value.text).search(command):
+            found[value.text] = value
+            covered.append((start, stop))
+    return list(found.values())
+
+
+def _candidates(prompt: str, words: Words) -> Iterator[tuple[int, int, Value]]:
+    """What looks like a value in a request, the most telling forms first, with its place."""
+
+    def of_type(name: str) -> Callable[[random.Random], str]:
+        return lambda rng: words.fresh(name, rng)
+
+    def found(pattern: str, make: Callable[[str], Callable[[random.Random], str]]) -> Iterator[tuple[int, int, Value]]:
+        for match in re.finditer(pattern, prompt):
+            yield match.start(1), match.end(1), Value(match[1], make(match[1]))
+
+    yield from found(r"(https?://[\w./~-]*\w)", lambda text: of_type("url"))
+    yield from found(r"([\w.+-]+@[\w-]+(?:\.[\w-]+)+)", lambda text: of_type("email"))
+    yield from found(r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(?![\w.])", lambda text: of_type("address"))
+    yield from found(r"(?<![\w.~/*])(/[\w+-][\w.+/-]*[\w/])", lambda text: lambda rng: _fresh_path(text, words, rng))
+    yield from found(r"(?<![\w.~/*$-])((?:[\w-]+/)+[\w.-]*\w)", lambda text: lambda rng: _fresh_path(text, words, rng))
+    yield from found(
+        r"(?<![\w./*$-])([\w-]+\.[a-z][a-z0-9]{0,4}(?:\.gz|\.bz2)?)(?![\w/])",
+        lambda text: lambda rng: _fresh_file(text, words, rng),
+    )
+    yield from found(r"\*\.([A-Za-z][A-Za-z0-9]{0,4})\b", lambda text: of_type("extension"))
+    yield from found(r"(?<![\w)])\.([a-z][a-z0-9]{1,4})\b", lambda text: of_type("extension"))
+    yield from found(r"[\"'`]([A-Za-z][\w-]{2,})[\"'`]", lambda text: of_type("word"))
+    for start, stop, value in found(CUED_NAME.pattern, lambda text: of_type("word")):
+        if value.text not in ENGLISH:
+            yield start, stop, value
+
+
+def _fresh_path(text: str, words: Words, rng: random.Random) -> str:
+    """A path of the same kind: absolute or not, file or folder, with or without a slash at the end."""
+    tail = "/" if text.endswith("/") else ""
+    name = text.rstrip("/").rpartition("/")[2]
+    is_file = "." in name[1:]
+    folder = words.fresh("directory", rng)
+    if not text.startswith("/"):
+        folder = "/".join(folder.split("/")[-max(1, text.rstrip("/").count("/") + (0 if is_file else 1)) :])
+    return f"{folder}/{_fresh_file(name, words, rng)}" if is_file else folder + tail
+
+
+def _fresh_file(text: str, words: Words, rng: random.Random) -> str:
+    """A file name, mostly with the same extension: archives stay archives and scripts stay scripts."""
+    stem, dot, extension = text.partition(".")
+    return f"{words.fresh('filename', rng)}{dot}{extension}" if stem else text
+
+
+def _fresh_numbers(prompt: str, command: str, rng: random.Random) -> dict[str, str]:
+    """Fresh numbers of the same size and order, if the command has all the numbers of the request (else some are derived)."""
+    numbers = sorted({match[0] for match in NUMBER.finditer(prompt)}, key=int)
+    numbers = [number for number in numbers if int(number) > 1]
+    if not numbers or not all(_whole_number(number).search(command) for number in numbers):
+        return {}
+    # Numbers of the command that are near one of the request's are derived from it (older than 5 days: -mtime +4)
+    others = {match[0] for match in re.finditer(r"\d+", command)} - set(numbers)
+    if any(abs(int(other) - int(number)) == 1 for other in others if len(other) < 8 for number in numbers if int(number) > 2):
+        return {}
+    octal = bool(MODE_WORDS.search(command))
+    for _ in range(20):
+        fresh = [_fresh_number(number, octal, rng) for number in numbers]
+        if len(set(fresh)) == len(fresh) and sorted(fresh, key=int) == fresh:
+            return dict(zip(numbers, fresh, strict=True))
+    return {}
+
+
+def _fresh_number(number: str, octal: bool, rng: random.Random) -> str:
+    if octal and len(number) in (3, 4) and not set(number) - set("01234567"):
+        mode = rng.choice(
+            ("600", "640", "644", "664", "700", "711", "744", "750", "755", "770", "775", "400", "440", "444", "555", "777")
+        )
+        return number[:-3] + mode
+    digits = len(number.lstrip("0"))
+    value = rng.randrange(max(2, 10 ** (digits - 1)), 10**digits)
+    if digits > 2 and rng.random() < 0.5:
+        value = value // 10 ** (digits - 1) * 10 ** (digits - 1)  # people like round numbers
+    return str(value).rjust(len(number), "0")
+
+
+def _whole(text: str) -> re.Pattern[str]:
+    """The text by itself and not as a part of a longer word."""
+    before = r"(?<![\w./~-])" if text.startswith("/") else r"(?<![\w/-])"
+    return re.compile(before + re.escape(text) + r"(?![\w-])")
+
+
+def _whole_number(text: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![\w.])(?<!\d[:/-]){re.escape(text)}(?![\d.:])(?![A-Za-z]{{2}})")
+
+
+def _replace(text: str, replacements: dict[str, str]) -> str:
+    """Replaces all at once, the longest first, so that no fresh value is replaced again."""
+    if not replacements:
+        return text
+    parts = []
+    for old in sorted(replacements, key=len, reverse=True):
+        pattern = _whole_number(old) if old.isdigit() else _whole(old)
+        parts.append(f"(?:{pattern.pattern})")
+    return re.sub("|".join(parts), lambda match: replacements[match[0]], text)
