@@ -151,7 +151,8 @@ def test_every_config_field_is_read_somewhere() -> None:
 
 def test_training_reads_every_field_of_model_tokenizer_phase_and_run(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same watched while it happens: a fresh run asks for each of these settings itself."""
-    config = tiny_config("phases.language=null", "phases.code.steps=null", "phases.code.epochs=0.01", "seed=4")
+    settings = ("phases.code.steps=null", "phases.code.epochs=0.01", "phases.code.schedule=wsd", "phases.code.optimizer=muon")
+    config = tiny_config("phases.language=null", "seed=4", *settings)
     read: set[tuple[str, str]] = set()
     original = Settings.__getattribute__
 

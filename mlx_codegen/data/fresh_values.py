@@ -24,7 +24,7 @@ HEAD = re.compile(
 NUMBER = re.compile(r"(?<![\w.:/-])\d{1,7}(?![\w.:]*\d)(?!\.\w)")
 CUED_NAME = re.compile(
     r"\b(?:user|owner|group|named|called|host|hostname|server|service|package|branch|database|container|process|owned by|"
-    r"belonging to|folder|directory|file|string|word|pattern|text)\s+([a-z][\w-]{2,})\b"
+    r"belonging to|folder|directory|file|string|word|pattern|text)\s+(?=([a-z][\w-]{2,})\b)"
 )
 # Words that follow those cues in ordinary English.
 ENGLISH = frozenset(
