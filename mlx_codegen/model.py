@@ -25,10 +25,12 @@ class KVCache:
     """Keys and values of one layer for the tokens seen so far, so that a new token costs one step instead of T.
 
     Room is made for `capacity` tokens at the first use: growing would copy everything again and again.
+    `dropped` tokens were seen before those that are kept: rotary positions go on counting.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, dropped: int = 0) -> None:
         self.capacity = capacity
+        self.dropped = dropped
         self.offset = 0
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
@@ -44,6 +46,20 @@ class KVCache:
         self.values[:, :, start : self.offset] = values
         return self.keys[:, :, : self.offset], self.values[:, :, : self.offset]
 
+    def select(self, rows: mx.array) -> None:
+        """Keep these rows of the batch, in this order; a row may come several times."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[rows], self.values[rows]
+
+    def drop_first(self, count: int) -> None:
+        """Forget the first `count` tokens of every row, to make room."""
+        if self.keys is not None and self.values is not None:
+            room = mx.zeros((*self.keys.shape[:2], count, self.keys.shape[3]), self.keys.dtype)
+            self.keys = mx.concatenate([self.keys[:, :, count:], room], axis=2)
+            self.values = mx.concatenate([self.values[:, :, count:], room], axis=2)
+        self.offset -= count
+        self.dropped += count
+
 
 class CausalSelfAttention(nn.Module):
     """Each token gathers values from itself and earlier tokens: softmax(Q Kᵀ / √D) V, head by head."""
@@ -57,26 +73,26 @@ class CausalSelfAttention(nn.Module):
         self.qkv_proj = nn.Linear(config.d_model, 3 * config.d_model, bias=config.bias)
         self.out_proj = nn.Linear(config.d_model, config.d_model, bias=config.bias)
 
-    def __call__(self, x: mx.array, cache: KVCache | None = None) -> mx.array:
+    def __call__(self, x: mx.array, cache: KVCache | None = None, mask: mx.array | None = None) -> mx.array:
         B, T, C = x.shape
         qkv = self.qkv_proj(x).reshape(B, T, 3, self.n_heads, self.head_dim)  # (B, T, 3, H, D)
         queries, keys, values = (qkv[:, :, part].transpose(0, 2, 1, 3) for part in range(3))  # (B, H, T, D) each
         if self.rope_theta is not None:
-            position = cache.offset if cache is not None else 0
+            position = cache.dropped + cache.offset if cache is not None else 0
             queries, keys = self._rotate(queries, position), self._rotate(keys, position)
         if cache is not None:
             keys, values = cache.append(keys, values)
-        y = self._attend(queries, keys, values, cached=cache is not None)
+        y = self._attend(queries, keys, values, cache is not None, mask)
         return self.out_proj(y.transpose(0, 2, 1, 3).reshape(B, T, C))
 
-    def _attend(self, queries: mx.array, keys: mx.array, values: mx.array, cached: bool) -> mx.array:
+    def _attend(self, queries: mx.array, keys: mx.array, values: mx.array, cached: bool, mask: mx.array | None) -> mx.array:
         """softmax(Q Kᵀ / √D) V, where no query sees a later key: MLX's fused kernel, or our own on a CPU in training."""
         scale = self.head_dim**-0.5
         if not cached and runs_on_float32_cpu(queries):
             return causal_attention(queries, keys, values, scale)
         # "causal" lines the queries up with the last keys, so it is right with and without a cache.
-        mask = "causal" if queries.shape[2] > 1 else None
-        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+        causal = "causal" if queries.shape[2] > 1 else None
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=causal if mask is None else mask)
 
     def _rotate(self, x: mx.array, position: int) -> mx.array:
         """Turn each pair of features by an angle that grows with the token's position."""
@@ -127,8 +143,8 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.parallel = config.family == "gpt_neox"
 
-    def __call__(self, x: mx.array, cache: KVCache | None = None) -> mx.array:
-        attended = self.dropout(self.attention(self.attention_norm(x), cache))
+    def __call__(self, x: mx.array, cache: KVCache | None = None, mask: mx.array | None = None) -> mx.array:
+        attended = self.dropout(self.attention(self.attention_norm(x), cache, mask))
         if self.parallel:  # GPT-NeoX: both read the same x
             return x + attended + self.dropout(self.mlp(self.mlp_norm(x)))
         x = x + attended
@@ -187,18 +203,24 @@ class Transformer(nn.Module):
         """
         return self.logits(self.hidden_states(tokens, cache))
 
-    def hidden_states(self, tokens: mx.array, cache: list[KVCache] | None = None) -> mx.array:
-        """Final normalised activations `(B, T, C)`."""
+    def hidden_states(self, tokens: mx.array, cache: list[KVCache] | None = None, starts: mx.array | None = None) -> mx.array:
+        """Final normalised activations `(B, T, C)`.
+
+        Rows of different lengths are padded on the left: the text of row b begins at place `starts[b]` of the cache.
+        """
         x = self.token_embedding(tokens)
+        offset = cache[0].offset if cache is not None else 0
+        places = mx.arange(offset, offset + tokens.shape[1])
+        mask = None if starts is None else padding_mask(places, starts)
         if self.config.family == "gpt2":
-            start = cache[0].offset if cache is not None else 0
-            x = x + self.position_embedding(mx.arange(start, start + tokens.shape[1]))
+            positions = places if starts is None else mx.maximum(places - starts[:, None], 0)
+            x = x + self.position_embedding(positions)
         x = self.dropout(x)
         for index, block in enumerate(self.blocks):
             if self.gradient_checkpointing and self.training:
                 x = recomputed(block, x)
             else:
-                x = block(x, cache[index] if cache is not None else None)
+                x = block(x, cache[index] if cache is not None else None, mask)
         return self.final_norm(x)
 
     def logits(self, hidden: mx.array) -> mx.array:
@@ -223,6 +245,16 @@ class Transformer(nn.Module):
             elif name.endswith(".bias"):
                 weights.append((name, mx.zeros_like(value)))
         self.load_weights(weights, strict=False)
+
+
+def padding_mask(places: mx.array, starts: mx.array) -> mx.array:
+    """Which key each query may see, `(B, 1, T, S)`: from its row's start to itself; `places` `(T,)` are the queries'.
+
+    What is padding sees itself: a query without any key would be NaN.
+    """
+    keys = mx.arange(places[-1].item() + 1)
+    seen = (keys <= places[:, None]) & (keys >= starts[:, None, None])
+    return (seen | (keys == places[:, None]))[:, None]
 
 
 def count_parameters(model: Transformer) -> int:

@@ -84,7 +84,9 @@ def test_paths_keep_their_kind() -> None:
     """Absolute stays absolute, a file keeps its extension, a folder written with a slash keeps it."""
     for seed in range(30):
         rng = random.Random(seed)
-        prompt, command = with_fresh_values("Copy /etc/app/my.conf into backup/old/", "cp /etc/app/my.conf backup/old/", WORDS, rng)
+        prompt, command = with_fresh_values(
+            "Copy /etc/app/my.conf into backup/old/", "cp /etc/app/my.conf backup/old/", WORDS, rng
+        )
         source, target = command.split()[1:]
         assert source.startswith("/") and source.endswith(".conf") and source != "/etc/app/my.conf"
         assert not target.startswith("/") and target.endswith("/") and target != "backup/old/"

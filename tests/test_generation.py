@@ -1,5 +1,6 @@
 """From a prompt to text: samplers equal their reference, the engine obeys its settings, output fits where it goes."""
 
+import math
 import os
 import pty
 import subprocess
@@ -91,14 +92,14 @@ def test_top_p_equals_mlx_lm(top_p: float, ties: bool) -> None:
     assert mx.array_equal(apply_top_p(logprobs, top_p), mlx_lm.sample_utils.apply_top_p(logprobs, top_p)).item()
 
 
-def test_sampling_equals_mlx_lm_for_the_same_random_state() -> None:
-    """Order of the filters and temperature included."""
+def test_rows_draw_with_their_own_keys() -> None:
+    """A row's draw depends on its key and its own probabilities alone, wherever it stands in a batch."""
     logprobs = random_logprobs(ties=False)
-    theirs = mlx_lm.sample_utils.make_sampler(temp=0.7, top_p=0.8, top_k=7)
-    for seed in range(20):
-        mx.random.seed(seed)
-        _, key = mx.random.split(mx.random.key(seed))  # the key that the global state hands out next
-        assert sample(logprobs, key, 0.7, 7, 0.8).tolist() == theirs(logprobs).tolist()
+    keys = mx.random.split(mx.random.key(8), logprobs.shape[0])
+    together = sample(logprobs, keys, 0.7, 7, 0.8).tolist()
+    alone = [sample(logprobs[row : row + 1], keys[row : row + 1], 0.7, 7, 0.8).item() for row in range(len(together))]
+    assert together == alone
+    assert together != sample(logprobs, mx.random.split(mx.random.key(9), len(together)), 0.7, 7, 0.8).tolist()
 
 
 def test_filters_by_hand() -> None:
@@ -128,7 +129,9 @@ def test_filters_by_hand() -> None:
 def test_sampled_shares_equal_probabilities_by_hand(temperature: float, top_k: int, top_p: float, expected: list[float]) -> None:
     """20,000 draws are within 0.015 of the shares (more than four standard deviations)."""
     logits = mx.broadcast_to(mx.log(mx.array([0.5, 0.3, 0.15, 0.05])) + 3.0, (20_000, 4))
-    drawn = np.array(sample(logits, mx.random.key(0), temperature, top_k, top_p))
+    keys = mx.random.split(mx.random.key(0), 20_000)
+    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    drawn = np.array(sample(logprobs, keys, temperature, top_k, top_p))
     assert np.bincount(drawn, minlength=4) / 20_000 == pytest.approx(expected, abs=0.015)
 
 
@@ -136,7 +139,7 @@ def test_temperature_zero_takes_the_likeliest() -> None:
     """Whatever the key and the filters."""
     logprobs = random_logprobs(ties=False)
     best = mx.argmax(logprobs, axis=-1).tolist()
-    assert all(sample(logprobs, mx.random.key(seed), 0.0, 3, 0.5).tolist() == best for seed in range(5))
+    assert all(sample(logprobs, mx.random.split(mx.random.key(seed), 6), 0.0, 3, 0.5).tolist() == best for seed in range(5))
 
 
 # --- the engine ---
@@ -215,6 +218,39 @@ def test_decoding_equals_reading_the_whole_text_each_time(tokenizer: Tokenizer, 
     got = list(engine.token_ids(prompt, SamplingConfig(temperature=0, max_tokens=60)))
     assert got == expected[: len(got)]
     assert len(got) > 30, "the window must have moved; if this model prefers end-of-text now, take another seed"
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama"])
+def test_batch_gives_what_its_rows_give_alone(tokenizer: Tokenizer, family: str) -> None:
+    """Prompts of different lengths and several seeds, each text several windows long or ended early: token for token."""
+    mx.random.seed(3)
+    config = ModelConfig(
+        family=family,  # type: ignore[arg-type]
+        n_layers=2, d_model=32, n_heads=2, vocab_size=tokenizer.vocab_size, context_length=24,
+    )  # fmt: skip
+    model = Transformer(config)
+    model.update(tree_map(lambda p: p + 0.3 * mx.random.normal(p.shape), model.parameters()))
+    model.token_embedding.weight[tokenizer.end_of_text_id] *= 1.7  # some rows end early, some late
+    engine = Engine(model, tokenizer)
+    prompts = ["a", "a", "find", "find all of it", "a", "find all of it", "b"]
+    seeds = [0, 1, 2, 3, 4, 5, 6]
+    together = engine.complete(prompts, seeds, max_tokens=150, temperature=1.2, top_k=0, top_p=1.0, plain=True)
+    for prompt, seed, completion in zip(prompts, seeds, together, strict=True):
+        text = engine.generate(prompt, seed=seed, max_tokens=150, temperature=1.2, top_k=0, top_p=1.0, plain=True)
+        assert completion.text == text and completion.prompt == prompt
+        assert engine.complete([prompt], [seed], max_tokens=150, temperature=1.2, top_k=0, top_p=1.0, plain=True)[0].text == text
+    lengths = [completion.tokens for completion in together]
+    assert max(lengths) > 60 > 40 > min(lengths), f"take another seed: {lengths}"
+    assert [completion.ended for completion in together] == [length < 150 for length in lengths]
+
+
+def test_completion_knows_how_sure_the_model_was(tokenizer: Tokenizer) -> None:
+    """The mean of the log-probabilities that the model itself gave to its tokens, filters and temperature aside."""
+    a, b = tokenizer.encode("a")[0], tokenizer.encode("b")[0]
+    engine = engine_with_logits(tokenizer, {a: math.log(3), b: 0.0, tokenizer.end_of_text_id: -40.0})
+    (completion,) = engine.complete(["x"], [0], temperature=0, max_tokens=5, plain=True)
+    assert completion.answer == "aaaaa" and not completion.ended
+    assert completion.mean_logprob == pytest.approx(math.log(0.75), abs=1e-4)
 
 
 def test_text_longer_than_the_context_window(engine: Engine) -> None:

@@ -6,6 +6,7 @@
 
 import secrets
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,9 +17,10 @@ from mlx_codegen import backend
 from mlx_codegen.checkpoint import load_checkpoint
 from mlx_codegen.config import PHASES, Settings, describe_validation_error
 from mlx_codegen.errors import UserError
+from mlx_codegen.generation.decode import Step, decode
 from mlx_codegen.generation.prompts import prompt_text
 from mlx_codegen.generation.samplers import sample
-from mlx_codegen.model import KVCache, Transformer
+from mlx_codegen.model import Transformer
 from mlx_codegen.tokenizer import Tokenizer
 
 
@@ -78,31 +80,51 @@ class Engine:
             raise UserError(f"the prompt has {len(ids) - 1} tokens, the model reads at most {limit - 2}; shorten it")
         return text, ids
 
+    def complete(
+        self, prompts: list[str], seeds: list[int], *, command: bool = False, plain: bool | None = None, **sampling: object
+    ) -> "list[Completion]":
+        """One text for each prompt and seed, written side by side; row for row what `generate` gives with that seed.
+
+        Equal prompts are read once. Raises UserError as `generate` does.
+        """
+        settings = check_sampling(sampling)
+        encoded = {prompt: self.encode_prompt(prompt, command=command, plain=plain) for prompt in dict.fromkeys(prompts)}
+        ids: list[list[int]] = [[] for _ in prompts]
+        logprobs = [0.0] * len(prompts)
+        for step in self._decode([encoded[prompt][1] for prompt in prompts], seeds, settings):
+            for row, token, logprob in zip(step.rows, step.tokens, step.logprobs, strict=True):
+                ids[row].append(token)
+                logprobs[row] += logprob
+        return [
+            self._completion(encoded[prompt][0], row_ids, total)
+            for prompt, row_ids, total in zip(prompts, ids, logprobs, strict=True)
+        ]
+
     def token_ids(self, prompt_ids: list[int], settings: SamplingConfig) -> Iterator[int]:
         """Ids of the answer, up to end-of-text (not included) or `max_tokens`.
 
         When the text outgrows the window, its later half is read again as the new context.
         """
-        keys = _keys(secrets.randbits(32) if settings.seed is None else settings.seed)
-        history = list(prompt_ids)
-        cache = self.model.make_cache()
-        # The answer to a request is never nothing: its first token is not the end.
-        token = self._next(mx.array([history]), cache, next(keys), settings, allowed=self._allowed_first)
-        for _ in range(settings.max_tokens):
-            if cache[0].offset < cache[0].capacity:
-                # The device computes the next token while this one is being shown.
-                upcoming = self._next(token[:, None], cache, next(keys), settings)
-                mx.async_eval(upcoming)
-                history.append(int(token.item()))
-            else:
-                history.append(int(token.item()))
-                cache = self.model.make_cache()
-                context = history[-(self.model.config.context_length // 2) :]
-                upcoming = self._next(mx.array([context]), cache, next(keys), settings)
-            if history[-1] == self.tokenizer.end_of_text_id:
+        seed = secrets.randbits(32) if settings.seed is None else settings.seed
+        for step in self._decode([prompt_ids], [seed], settings):
+            if step.tokens[0] == self.tokenizer.end_of_text_id:
                 return
-            yield history[-1]
-            token = upcoming
+            yield step.tokens[0]
+
+    def _decode(self, prompts: list[list[int]], seeds: list[int], settings: SamplingConfig) -> Iterator[Step]:
+        def draw(logits: mx.array, keys: mx.array, first: bool) -> tuple[mx.array, mx.array]:
+            # The answer to a request is never nothing: its first token is not the end.
+            logits = logits.astype(mx.float32) + (self._allowed_first if first else self._allowed)
+            logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            tokens = sample(logprobs, keys, settings.temperature, settings.top_k, settings.top_p)
+            return tokens, mx.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
+
+        return decode(self.model, prompts, seeds, draw, self.tokenizer.end_of_text_id, settings.max_tokens)
+
+    def _completion(self, prompt: str, ids: list[int], logprob: float) -> "Completion":
+        ended = ids[-1] == self.tokenizer.end_of_text_id
+        text = self.tokenizer.decode(ids[:-1] if ended else ids)
+        return Completion(prompt, text, len(ids), ended, logprob / len(ids))
 
     def _stream(self, text: str, ids: list[int], settings: SamplingConfig) -> Iterator[str]:
         yield text
@@ -110,26 +132,26 @@ class Engine:
             if piece:
                 yield piece
 
-    def _next(
-        self,
-        tokens: mx.array,
-        cache: list[KVCache],
-        key: mx.array,
-        settings: SamplingConfig,
-        allowed: mx.array | None = None,
-    ) -> mx.array:
-        """Next token id `(B,)` after tokens `(B, T)`. `allowed` `(V,)` is 0 for tokens that may come, -inf for others."""
-        hidden = self.model.hidden_states(tokens, cache)[:, -1]  # only the last position is scored
-        logits = self.model.logits(hidden).astype(mx.float32) + (self._allowed if allowed is None else allowed)
-        return sample(logits, key, settings.temperature, settings.top_k, settings.top_p)
 
+@dataclass(frozen=True)
+class Completion:
+    """One written text."""
 
-def _keys(seed: int) -> Iterator[mx.array]:
-    """An endless sequence of random keys that depends on the seed alone."""
-    key = mx.random.key(seed)
-    while True:
-        key, subkey = mx.random.split(key)
-        yield subkey
+    prompt: str
+    """What the model was given."""
+    answer: str
+    """What it wrote."""
+    tokens: int
+    """Length of the answer, with its end-of-text."""
+    ended: bool
+    """True if it ended by itself and not at the limit."""
+    mean_logprob: float
+    """Mean log-probability of its tokens in nats, before temperature and filters: how sure the model was."""
+
+    @property
+    def text(self) -> str:
+        """The whole document."""
+        return self.prompt + self.answer
 
 
 def check_sampling(values: dict[str, object]) -> SamplingConfig:

@@ -31,10 +31,13 @@ def apply_top_p(logprobs: mx.array, top_p: float) -> mx.array:
     return mx.where(logprobs < threshold, -mx.inf, logprobs)
 
 
-def sample(logits: mx.array, key: mx.array, temperature: float, top_k: int, top_p: float) -> mx.array:
-    """Draw token ids `(...)` from logits `(..., V)`. Temperature 0 takes the likeliest; `key` makes it repeatable."""
+def sample(logprobs: mx.array, keys: mx.array, temperature: float, top_k: int, top_p: float) -> mx.array:
+    """Draw token ids `(B,)` from log-probabilities `(B, V)`, row b with the random key `keys[b]` `(B, 2)`.
+
+    Temperature 0 takes the likeliest. The draw is the largest of log-probability plus Gumbel noise (Gumbel, 1954).
+    """
     if temperature == 0:
-        return mx.argmax(logits, axis=-1)
-    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        return mx.argmax(logprobs, axis=-1)
     kept = apply_top_k(apply_top_p(logprobs, top_p), top_k)
-    return mx.random.categorical(kept / temperature, key=key)
+    noise = mx.vmap(lambda key: mx.random.gumbel(logprobs.shape[-1:], key=key))(keys)
+    return mx.argmax(kept / temperature + noise, axis=-1)
