@@ -1,0 +1,60 @@
+"""Does a script do what was asked? It is run in the sandbox, and the task's check looks at what it did."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from mlx_codegen.data.tasks import Task, render_check
+from mlx_codegen.evaluation.figures import Figure, PartResult, mean_of, pass_at_k
+from mlx_codegen.evaluation.sandbox import SETUP_FAILED, Limits, run_script
+from mlx_codegen.evaluation.samples import Sample
+
+LIMITS = Limits(seconds=5)
+
+
+def run_samples(
+    samples: list[Sample], tasks: dict[str, Task], jobs: int, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[bool]:
+    """Returns for each sample whether its check passes; several sandboxes at a time, equal scripts run once."""
+
+    def passes(sample: Sample) -> bool:
+        setup, check = render_check(tasks[sample.rendering.task], sample.rendering)
+        outcome = run_script(sample.script, setup=setup, check=check, limits=LIMITS)
+        if outcome.status == SETUP_FAILED:
+            raise RuntimeError(f"the setup of task {sample.rendering.task} fails: {outcome.stderr[-200:]}")
+        return outcome.passed
+
+    distinct = {(sample.rendering.prompt, sample.rendering.task, sample.script): sample for sample in samples}
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        results = {}
+        for done, (key, result) in enumerate(zip(distinct, pool.map(passes, distinct.values()), strict=True), 1):
+            results[key] = result
+            on_progress(done, len(distinct))
+    return [results[sample.rendering.prompt, sample.rendering.task, sample.script] for sample in samples]
+
+
+def _is_of(category: str, sample: Sample) -> bool:
+    return sample.rendering.category == category
+
+
+def functional_figures(samples: list[Sample], passed: list[bool], per_prompt: int) -> PartResult:
+    """pass@1 and pass@k: seen tasks with unseen values and unseen tasks apart, and by category."""
+    result = PartResult("function", "Scripts that do what was asked, by running them")
+    by_prompt: dict[tuple[str, str], list[tuple[Sample, bool]]] = defaultdict(list)
+    for sample, good in zip(samples, passed, strict=True):
+        by_prompt[sample.rendering.task, sample.rendering.prompt].append((sample, good))
+
+    def figure(k: int, wanted: Callable[[Sample], bool], target: float | None = None) -> Figure:
+        groups = [[good for _, good in group] for group in by_prompt.values() if wanted(group[0][0])]
+        return mean_of([[pass_at_k(len(group), sum(group), k)] for group in groups if len(group) >= k], target=target)
+
+    for k in sorted({1, per_prompt}):
+        result.figures[f"pass@{k}, seen tasks, unseen values"] = figure(k, lambda s: not s.unseen_task, 0.7 if k == 1 else None)
+        result.figures[f"pass@{k}, unseen tasks"] = figure(k, lambda s: s.unseen_task)
+    for category in sorted({sample.rendering.category for sample in samples}):
+        result.figures[f"pass@1, {category}"] = figure(1, partial(_is_of, category))
+    for good in (True, False):
+        chosen = [sample for sample, passes in zip(samples, passed, strict=True) if passes is good][:3]
+        result.examples += [{"what": "passed" if good else "failed", "text": sample.script} for sample in chosen]
+    return result
