@@ -17,7 +17,7 @@ def demo(
 
     from rich.console import Console
 
-    from mlx_codegen.cli.generate import show_live
+    from mlx_codegen.cli.answer import show_live
     from mlx_codegen.cli.train import train_with_display
     from mlx_codegen.config import load_run_config
     from mlx_codegen.generation.engine import load

@@ -2,52 +2,147 @@
 
 import secrets
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlx_codegen.errors import UserError
 
+if TYPE_CHECKING:
+    from mlx_codegen.generation.checked import Chosen
+    from mlx_codegen.generation.engine import Engine
+
+NOT_VALID = 1
+"""Exit status where the answer is no valid bash."""
+
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", "--checkpoint", help="Run folder or checkpoint. Default: the newest run.")
+]
+TemperatureOption = Annotated[float, typer.Option(help="0 takes the likeliest token; higher is more varied.")]
+TopKOption = Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0 from all.")]
+TopPOption = Annotated[float, typer.Option(help="Draw from the likeliest tokens with this share of probability.")]
+MaxTokensOption = Annotated[int, typer.Option("--max-tokens", help="Longest answer in tokens.")]
+SeedOption = Annotated[int | None, typer.Option(help="Same seed, same text.")]
+
 
 def generate(
     prompt: Annotated[str | None, typer.Argument(help='What you want, e.g. "Create a backup script".')] = None,
     prompt_option: Annotated[str | None, typer.Option("--prompt", help="The same, as an option.")] = None,
-    model: Annotated[
-        Path | None, typer.Option("--model", "--checkpoint", help="Run folder or checkpoint. Default: the newest run.")
-    ] = None,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; higher is more varied.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0 from all.")] = 50,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens with this share of probability.")] = 0.9,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer in tokens.")] = 512,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
+    stdin: Annotated[bool, typer.Option("--stdin", help="Continue the text on the standard input, a begun script.")] = False,
+    model: ModelOption = None,
+    temperature: TemperatureOption = 0.8,
+    top_k: TopKOption = 50,
+    top_p: TopPOption = 0.9,
+    max_tokens: MaxTokensOption = 512,
+    seed: SeedOption = None,
     command: Annotated[bool, typer.Option("--command", help="Ask for a one-line command instead of a script.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Continue the text as it is, not as a comment.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Text only: no colours, no facts. Default in a pipe.")] = False,
+    check: Annotated[
+        bool | None, typer.Option("--check/--no-check", help="Say what bash and shellcheck think of it. Default on a terminal.")
+    ] = None,
+    best_of: Annotated[
+        int, typer.Option("--best-of", min=1, max=256, help="Write so many at once, and answer with the best that parses.")
+    ] = 1,
+    valid: Annotated[bool, typer.Option("--valid", help="Answer with valid bash or not at all.")] = False,
+    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the script to a new file.")] = None,
+    executable: Annotated[bool, typer.Option("--executable", help="With --save: the file may be run.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="With --save: replace the file.")] = False,
+    run: Annotated[bool, typer.Option("--run", help="Ask, then run it in the sandbox: no network, none of your files.")] = False,
 ) -> None:
     r"""Generate a script from a request in English.
 
     Example: mlx-codegen generate "Create a backup script" --temperature 0.5 --seed 1
-    """
-    from mlx_codegen.generation.engine import check_sampling, find_checkpoint, load
-    from mlx_codegen.generation.prompts import unescape_newlines
 
-    if (prompt is None) == (prompt_option is None):
-        raise UserError('give one prompt, for example: mlx-codegen generate "Create a backup script"')
-    text = unescape_newlines(prompt if prompt is not None else str(prompt_option))
+    Exit status: 0, or 1 if the answer is not valid bash (with --check, --best-of, --valid), or 2 for a mistake in the
+    command line, or with --run that of the script.
+    """
+    from mlx_codegen.cli.answer import refuse_to_overwrite, run_in_sandbox, save_script, show_checks
+    from mlx_codegen.generation.engine import check_sampling, find_checkpoint, load
+
+    text = _request(prompt, prompt_option, stdin)
+    if save is not None:
+        refuse_to_overwrite(save, force)
+    elif executable or force:
+        raise UserError("--executable and --force belong to --save FILE")
     # Shown in the facts, so that a lucky answer can be had again.
     seed = secrets.randbits(32) if seed is None else seed
     settings = check_sampling(
         {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
     )
     engine = load(find_checkpoint(model or newest_run()))
-    pieces = engine.stream(text, command=command, plain=plain or None, **settings.model_dump())
-    if raw or not sys.stdout.isatty():
-        write_plain(pieces)
+    keywords = {**settings.model_dump(), "command": command, "plain": plain or stdin or None}
+    on_terminal = sys.stdout.isatty() and not raw
+    if valid or best_of > 1:
+        script, parses = _write_checked(engine, text, best_of, valid, on_terminal, keywords)
     else:
-        show_live(pieces, f"{engine.origin} · seed {seed}")
+        script, parses = _write(engine, text, on_terminal, keywords), True
+    wants_check = check if check is not None else on_terminal
+    if wants_check and engine.phase != "language" and not plain:
+        parses = show_checks(script) and parses
+    if save is not None:
+        save_script(script, save, executable=executable, force=force)
+    if run:
+        raise typer.Exit(run_in_sandbox(script))
+    if not parses and (check or valid or best_of > 1):
+        raise typer.Exit(NOT_VALID)
+
+
+def _request(prompt: str | None, prompt_option: str | None, stdin: bool) -> str:
+    """The one request, from wherever it comes."""
+    from mlx_codegen.generation.prompts import unescape_newlines
+
+    if [prompt is not None, prompt_option is not None, stdin].count(True) != 1:
+        raise UserError('give one prompt, for example: mlx-codegen generate "Create a backup script"')
+    if not stdin:
+        return unescape_newlines(prompt if prompt is not None else str(prompt_option))
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError("the standard input is not UTF-8 text") from None
+
+
+def _write(engine: "Engine", text: str, on_terminal: bool, keywords: dict[str, Any]) -> str:
+    from mlx_codegen.cli.answer import show_live, write_plain
+
+    pieces = engine.stream(text, **keywords)
+    return show_live(pieces, f"{engine.origin} · seed {keywords['seed']}") if on_terminal else write_plain(pieces)
+
+
+def _write_checked(
+    engine: "Engine", text: str, count: int, valid: bool, on_terminal: bool, keywords: dict[str, Any]
+) -> tuple[str, bool]:
+    """Writes several and shows the best; raises Exit where none parses."""
+    from mlx_codegen.cli.answer import show_text, write_plain
+    from mlx_codegen.generation import checked
+
+    # With --valid, whole batches until one is good; with --best-of as well, batches of that size
+    chosen = (
+        checked.valid(engine, text, batch=max(count, checked.BATCH), **keywords)
+        if valid
+        else checked.best_of(engine, text, count, **keywords)
+    )
+    if chosen.best is None:
+        print(f"none of {chosen.written} texts is valid bash; ask in other words, or at a lower --temperature", file=sys.stderr)
+        raise typer.Exit(NOT_VALID)
+    script = chosen.best.completion.text
+    if on_terminal:
+        show_text(script)
+        _show_facts(chosen, engine.origin)
+    else:
+        write_plain([script])
+    return script, True
+
+
+def _show_facts(chosen: "Chosen", origin: str) -> None:
+    from rich.console import Console
+
+    assert chosen.best is not None
+    facts = (
+        f"best of {chosen.written} · {chosen.failed} did not parse · {chosen.tokens} tokens · {origin} · seed {chosen.best.seed}"
+    )
+    Console().print(facts, style="dim", highlight=False)
 
 
 def newest_run() -> Path:
@@ -56,52 +151,3 @@ def newest_run() -> Path:
     if not checkpoints:
         raise UserError("no trained model in runs/; train one first: mlx-codegen demo (or give --model FOLDER)")
     return checkpoints[-1].parent.parent
-
-
-def write_plain(pieces: Iterator[str]) -> None:
-    """The text and nothing else, as it comes."""
-    last = ""
-    for piece in pieces:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-        last = piece or last
-    if not last.endswith("\n"):
-        sys.stdout.write("\n")
-    sys.stdout.flush()
-
-
-def show_live(pieces: Iterator[str], origin: str) -> None:
-    """Highlighted line by line as it comes, then one quiet line of facts."""
-    from rich.console import Console
-    from rich.syntax import Syntax
-
-    console = Console()
-    syntax = Syntax("", "bash", theme="ansi_dark", background_color="default")
-    start = time.perf_counter()
-    count, line = -1, ""  # the first piece is the prompt's own text
-
-    def print_line(text: str) -> None:
-        console.print(syntax.highlight(visible_controls(text)), end="")
-
-    for piece in pieces:
-        count += 1
-        line += piece
-        *finished, line = line.split("\n")
-        for text in finished:
-            print_line(text)
-    if line:
-        print_line(line)
-    seconds = time.perf_counter() - start
-    console.print(f"{count} tokens · {seconds:.1f} s · {count / seconds:,.0f} tokens/s · {origin}", style="dim", highlight=False)
-
-
-def visible_controls(text: str) -> str:
-    """Terminal control characters become visible (`^[`, `\\x9b`), so that generated text cannot steer the terminal."""
-    return "".join(_visible(character) for character in text)
-
-
-def _visible(character: str) -> str:
-    number = ord(character)
-    if (number < 32 and character != "\t") or number == 127:
-        return f"^{chr(number ^ 64)}"
-    return f"\\x{number:02x}" if 128 <= number < 160 else character

@@ -7,8 +7,8 @@ from functools import partial
 
 from mlx_codegen.data.tasks import Task, render_check
 from mlx_codegen.evaluation.figures import Figure, PartResult, mean_of, pass_at_k
-from mlx_codegen.evaluation.sandbox import SETUP_FAILED, Limits, run_script
 from mlx_codegen.evaluation.samples import Sample
+from mlx_codegen.evaluation.sandbox import SETUP_FAILED, Limits, run_script
 
 LIMITS = Limits(seconds=5)
 

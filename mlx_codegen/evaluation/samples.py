@@ -71,9 +71,7 @@ def draw_samples(
                 texts = engine.complete(prompts, seeds, command=kind == "command", **sampling)
                 drawn |= dict(zip(part, texts, strict=True))
         on_progress(len(drawn), len(jobs))
-    return [
-        Sample(rendering, rendering.task in unseen_tasks, drawn[place]) for place, (rendering, _) in enumerate(jobs)
-    ]
+    return [Sample(rendering, rendering.task in unseen_tasks, drawn[place]) for place, (rendering, _) in enumerate(jobs)]
 
 
 def sample_seed(seed: int, rendering: Rendering, number: int) -> int:

@@ -11,7 +11,7 @@ BATCH = 8
 """Texts that `valid` writes at once: one is nearly always good, and eight cost a CPU little more than one."""
 MOST_BATCHES = 8
 WORTH = {"error": 4.0, "warning": 2.0, "info": 0.5, "style": 0.25}
-"""What a finding of shellcheck costs in the ranking, in nats of mean log-probability: findings first, then how sure the model was."""
+"""What a finding of shellcheck costs in the ranking, in nats of mean log-probability: findings count first."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ def best_of(engine: Engine, prompt: str, count: int, seed: int | None = None, **
     return Chosen(best, count, count - len(good), sum(completion.tokens for completion in completions))
 
 
-def valid(engine: Engine, prompt: str, seed: int | None = None, **keywords: Any) -> Chosen:
-    """Writes batch after batch until a text parses and does something. What the length limit tore is cut whole.
+def valid(engine: Engine, prompt: str, seed: int | None = None, batch: int = BATCH, **keywords: Any) -> Chosen:
+    """Writes batches until a text parses and does something. What the length limit tore is cut whole.
 
     `best` is None if nothing parsed in all the batches.
     """
     first = secrets.randbits(32) if seed is None else seed
     written = failed = tokens = 0
-    for batch in range(MOST_BATCHES):
-        chosen = best_of(engine, prompt, BATCH, first + batch * BATCH, **keywords)
+    for number in range(MOST_BATCHES):
+        chosen = best_of(engine, prompt, batch, first + number * batch, **keywords)
         written, failed, tokens = written + chosen.written, failed + chosen.failed, tokens + chosen.tokens
         if chosen.best is not None:
             return Chosen(chosen.best, written, failed, tokens)

@@ -70,12 +70,17 @@ class Engine:
         return self._stream(text, ids, settings)
 
     def encode_prompt(self, prompt: str, *, command: bool = False, plain: bool | None = None) -> tuple[str, list[int]]:
-        """The text that the model is given, and its token ids with the end-of-text that opens every document."""
+        """The text that the model is given, and its token ids with the end-of-text that opens every document.
+
+        Of a plain text that is longer than the window, the model reads the last half of a window.
+        """
         if not prompt.strip():
             raise UserError('the prompt is empty; say what you want, for example "Create a backup script"')
         text = prompt_text(prompt, command=command, plain=self.phase == "language" if plain is None else plain)
         ids = [self.tokenizer.end_of_text_id, *self.tokenizer.encode(text)]
         limit = self.model.config.context_length
+        if len(ids) >= limit and plain:
+            ids = ids[-(limit // 2) :]
         if len(ids) >= limit:
             raise UserError(f"the prompt has {len(ids) - 1} tokens, the model reads at most {limit - 2}; shorten it")
         return text, ids
