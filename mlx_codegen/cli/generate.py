@@ -36,6 +36,9 @@ def generate(
     top_p: TopPOption = 0.9,
     max_tokens: MaxTokensOption = 512,
     seed: SeedOption = None,
+    draft: Annotated[
+        Path | None, typer.Option(help="A smaller model of the same tokenizer that guesses ahead: the same distribution, sooner.")
+    ] = None,
     command: Annotated[bool, typer.Option("--command", help="Ask for a one-line command instead of a script.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Continue the text as it is, not as a comment.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Text only: no colours, no facts. Default in a pipe.")] = False,
@@ -72,6 +75,8 @@ def generate(
         {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
     )
     engine = load(find_checkpoint(model or newest_run()))
+    if draft is not None:
+        engine.use_draft(load(find_checkpoint(draft)))
     keywords = {**settings.model_dump(), "command": command, "plain": plain or stdin or None}
     on_terminal = sys.stdout.isatty() and not raw
     if valid or best_of > 1:

@@ -239,7 +239,8 @@ def render(task: Task, rng: random.Random) -> Rendering:
         task=task.name,
         category=task.category,
         kind=task.file.kind,
-        prompt=prompt.template.render(**values, **variants, lead=lead),
+        # Some ask as a comment; the document makes one of every prompt
+        prompt=prompt.template.render(**values, **variants, lead=lead).removeprefix("# "),
         script=task.script.template.render(**said, **variants, given=given),
         values=values,
         variants=variants,

@@ -7,6 +7,7 @@
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import mlx.core as mx
@@ -19,7 +20,8 @@ from mlx_codegen.config import PHASES, Settings, describe_validation_error
 from mlx_codegen.errors import UserError
 from mlx_codegen.generation.decode import Step, decode
 from mlx_codegen.generation.prompts import prompt_text
-from mlx_codegen.generation.samplers import sample
+from mlx_codegen.generation.samplers import distribution, sample
+from mlx_codegen.generation.speculative import speculate
 from mlx_codegen.model import Transformer
 from mlx_codegen.tokenizer import Tokenizer
 
@@ -45,6 +47,7 @@ class Engine:
     def __init__(self, model: Transformer, tokenizer: Tokenizer, *, phase: str = "code", origin: str = "") -> None:
         model.eval()
         self.model = model
+        self.draft: Engine | None = None
         self.tokenizer = tokenizer
         self.phase = phase
         """Phase that the weights come from: a language model continues text, it is not asked for scripts."""
@@ -111,10 +114,32 @@ class Engine:
         When the text outgrows the window, its later half is read again as the new context.
         """
         seed = secrets.randbits(32) if settings.seed is None else settings.seed
-        for step in self._decode([prompt_ids], [seed], settings):
-            if step.tokens[0] == self.tokenizer.end_of_text_id:
+        for token in self._one_by_one(prompt_ids, seed, settings):
+            if token == self.tokenizer.end_of_text_id:
                 return
-            yield step.tokens[0]
+            yield token
+
+    def use_draft(self, draft: "Engine") -> None:
+        """Let a smaller model guess ahead in `generate` and `stream`; raises UserError if it has another tokenizer."""
+        if draft.tokenizer.hash != self.tokenizer.hash:
+            raise UserError(
+                f"the draft {draft.origin} has another tokenizer than {self.origin}; take one trained with the same tokenizer"
+            )
+        self.draft = draft
+
+    def _one_by_one(self, prompt_ids: list[int], seed: int, settings: SamplingConfig) -> Iterator[int]:
+        if self.draft is None:
+            return (step.tokens[0] for step in self._decode([prompt_ids], [seed], settings))
+
+        def probabilities(logits: mx.array, first: bool) -> mx.array:
+            allowed = mx.broadcast_to(self._allowed, logits.shape)
+            if first:
+                allowed = mx.concatenate([self._allowed_first[None], allowed[1:]])
+            logits = logits + allowed
+            logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            return distribution(logprobs, settings.temperature, settings.top_k, settings.top_p)
+
+        return islice(speculate(self.model, self.draft.model, prompt_ids, seed, probabilities), settings.max_tokens)
 
     def _decode(self, prompts: list[list[int]], seeds: list[int], settings: SamplingConfig) -> Iterator[Step]:
         def draw(logits: mx.array, keys: mx.array, first: bool) -> tuple[mx.array, mx.array]:

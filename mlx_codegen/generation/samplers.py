@@ -31,6 +31,13 @@ def apply_top_p(logprobs: mx.array, top_p: float) -> mx.array:
     return mx.where(logprobs < threshold, -mx.inf, logprobs)
 
 
+def distribution(logprobs: mx.array, temperature: float, top_k: int, top_p: float) -> mx.array:
+    """The probabilities `(..., V)` that `sample` draws with, from log-probabilities `(..., V)`."""
+    if temperature == 0:
+        return (mx.arange(logprobs.shape[-1]) == mx.argmax(logprobs, axis=-1, keepdims=True)).astype(mx.float32)
+    return mx.softmax(apply_top_k(apply_top_p(logprobs, top_p), top_k) / temperature, axis=-1)
+
+
 def sample(logprobs: mx.array, keys: mx.array, temperature: float, top_k: int, top_p: float) -> mx.array:
     """Draw token ids `(B,)` from log-probabilities `(B, V)`, row b with the random key `keys[b]` `(B, 2)`.
 
