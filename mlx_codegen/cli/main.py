@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mlx_codegen.cli import corpus, demo, doctor, generate, prepare, sizes, tokenizer, train
+from mlx_codegen.cli import chat, compare_temperatures, corpus, demo, doctor, generate, prepare, sizes, tokenizer, train
 from mlx_codegen.errors import UserError
 from mlx_codegen.version import __version__
 
@@ -36,6 +36,8 @@ def options(
 
 app.command()(train.train)
 app.command()(generate.generate)
+app.command()(chat.chat)
+app.command()(compare_temperatures.compare_temperatures)
 app.command()(demo.demo)
 app.command()(prepare.prepare)
 app.command()(sizes.sizes)
