@@ -111,30 +111,35 @@ def show_checks(script: str) -> bool:
     return True
 
 
-def refuse_to_overwrite(path: Path, force: bool) -> None:
-    """Raises UserError where a script could not be saved: better before it is written than after."""
+def refuse_to_overwrite(path: Path, force: bool, option: str = "--save") -> None:
+    """Raises UserError where a file could not be saved: better before it is written than after."""
     if path.is_dir():
-        raise UserError(f"--save {path}: that is a folder; name a file")
+        raise UserError(f"{option} {path}: that is a folder; name a file")
     if path.exists() and not force:
-        raise UserError(f"--save {path}: the file exists; name another one, or add --force")
+        raise UserError(f"{option} {path}: the file exists; name another one, or add --force")
     if not path.parent.is_dir():
-        raise UserError(f"--save {path}: there is no folder {path.parent}")
+        raise UserError(f"{option} {path}: there is no folder {path.parent}")
 
 
 def save_script(script: str, path: Path, *, executable: bool, force: bool) -> None:
-    """Writes a script, whole or not at all; not executable unless asked for, never over a file unless forced."""
-    refuse_to_overwrite(path, force)
+    """Writes a script; not executable unless asked for."""
+    save_text(script if script.endswith("\n") else f"{script}\n", path, mode=0o755 if executable else 0o644, force=force)
+
+
+def save_text(text: str, path: Path, *, mode: int = 0o644, force: bool, option: str = "--save") -> None:
+    """Writes a file, whole or not at all, never over another one unless forced; says so on stderr."""
+    refuse_to_overwrite(path, force, option)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(script if script.endswith("\n") else f"{script}\n", encoding="utf-8")
-        temporary.chmod(0o755 if executable else 0o644)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.chmod(mode)
         if force:
             temporary.replace(path)
         else:
             try:
                 os.link(temporary, path)  # unlike a rename, this cannot take the place of a file that has just appeared
             except FileExistsError:
-                raise UserError(f"--save {path}: the file exists; name another one, or add --force") from None
+                raise UserError(f"{option} {path}: the file exists; name another one, or add --force") from None
     finally:
         temporary.unlink(missing_ok=True)
     print(f"saved: {path}", file=sys.stderr)

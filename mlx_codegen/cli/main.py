@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mlx_codegen.cli import chat, compare_temperatures, corpus, demo, doctor, generate, prepare, sizes, tokenizer, train
+from mlx_codegen.cli import chat, compare_temperatures, corpus, demo, doctor, generate, inspect, prepare, sizes, tokenizer, train
 from mlx_codegen.errors import UserError
 from mlx_codegen.version import __version__
 
@@ -44,6 +44,7 @@ app.command()(sizes.sizes)
 app.command()(doctor.doctor)
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(corpus.app, name="corpus")
+app.add_typer(inspect.app, name="inspect")
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INTERRUPTED = 130

@@ -15,11 +15,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
+from mlx_codegen.data.yaml_file import Strict, read_yaml
 from mlx_codegen.errors import UserError
 
 WORDS_FILE = "words.yaml"
@@ -39,13 +38,6 @@ Row = dict[str, str]
 """Something that can be drawn: its fields by name; the field `name` stands for the whole."""
 Vocabulary = dict[str, list[Row]]
 """What there is to draw from: groups of people, word lists and tables."""
-Model = TypeVar("Model", bound=BaseModel)
-
-
-class Strict(BaseModel):
-    """A checked part of a YAML file; a key that nobody knows is a mistake."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Group(Strict):
@@ -168,7 +160,7 @@ def _fill(pattern: str, words: Vocabulary, cast: dict[str, Row], rng: random.Ran
 def _load(folder: Path) -> list[Chapter]:
     """Reads and checks the folder's files, in the order of their names."""
     words_path = folder / WORDS_FILE
-    words = _parse(words_path, WordsFile)
+    words = read_yaml(words_path, WordsFile)
     common: Vocabulary = {}
     for source, groups in words.people.items():
         # By name and not by group, so that every name is as likely as the next
@@ -177,7 +169,7 @@ def _load(folder: Path) -> list[Chapter]:
     chapters = []
     for path in sorted(folder.glob("*.yaml")):
         if path.name != WORDS_FILE:
-            file = _parse(path, PlotsFile)
+            file = read_yaml(path, PlotsFile)
             vocabulary = _with_words(path, file, common)
             _check_plots(path, file, vocabulary)
             chapters.append(Chapter(file.share, list(file.plots.values()), vocabulary))
@@ -235,20 +227,3 @@ def _check(pattern: str, known: Vocabulary, key: str) -> None:
             raise UserError(f"{key}: {hole[0]} asks for {field}, which {name} does not have")
     if _ANY_BRACE.search(_HOLE.sub("", pattern)):
         raise UserError(f"{key}: a brace is left over in {pattern[:60]!r}")
-
-
-def _parse(path: Path, model: type[Model]) -> Model:
-    """Reads a YAML file into a checked model; UserError names the file and the key in one line."""
-    try:
-        # The parser in C, where there is one, does the same many times faster
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UserError(f"{path}: {key}: {first['msg']}") from error

@@ -126,16 +126,21 @@ class SplitFile(Strict):
 
 @dataclass(frozen=True)
 class Text:
-    """A compiled template and the names it uses."""
+    """A template and the names it uses."""
 
-    template: Template
+    source: str
     names: frozenset[str]
+
+    @cached_property
+    def template(self) -> Template:
+        """Compiled at the first use: compiling takes longer than all the rest of loading."""
+        return _TEMPLATES.from_string(self.source)
 
 
 @cache
-def _compile(source: str) -> Text:
-    """Compiles a template, once for every source; raises jinja2.TemplateError when it is none."""
-    return Text(_TEMPLATES.from_string(source), frozenset(meta.find_undeclared_variables(_TEMPLATES.parse(source))))
+def _text(source: str) -> Text:
+    """Reads a template, once for every source; raises jinja2.TemplateError when it is none."""
+    return Text(source, frozenset(meta.find_undeclared_variables(_TEMPLATES.parse(source))))
 
 
 @dataclass(frozen=True)
@@ -152,12 +157,12 @@ class Task:
     @cached_property
     def prompts(self) -> list[Text]:
         """The compiled prompts, in the file's order."""
-        return [_compile(prompt) for prompt in self.file.prompts]
+        return [_text(prompt) for prompt in self.file.prompts]
 
     @cached_property
     def script(self) -> Text:
         """The compiled script."""
-        return _compile(self.file.script)
+        return _text(self.file.script)
 
     @cached_property
     def mentioned(self) -> frozenset[str]:
@@ -264,7 +269,7 @@ def _part_of_values(values: list[str]) -> Part:
 def render_check(task: Task, rendering: Rendering) -> tuple[str, str]:
     """Returns the setup and the check that belong to a rendering, both bash; empty where the task has none."""
     names: dict[str, Any] = {**rendering.values, **rendering.variants, "given": rendering.given}
-    setup, check = (_compile(text).template.render(**names) for text in (task.file.setup, task.file.check))
+    setup, check = (_text(text).template.render(**names) for text in (task.file.setup, task.file.check))
     return setup, check
 
 
@@ -312,7 +317,7 @@ def _check(path: Path, task: Task) -> None:
     used: dict[str, frozenset[str]] = {}
     for key, source in texts.items():
         try:
-            used[key] = _compile(source).names
+            used[key] = _text(source).names
         except TemplateError as error:
             raise UserError(f"{path}: {key}: not a template: {' '.join(str(error).split())}") from error
         if unknown := sorted(used[key] - known):

@@ -31,6 +31,10 @@ SETUP_FAILED = 97
 """Exit status that says that the setup failed, and not the script."""
 FOLDERS = ("backup", "backups", "data", "etc", "home", "mnt", "opt", "root", "run", "srv", "storage", "tmp", "usr/local", "var")
 """What exists at the top of the private root, and what `relocate` moves."""
+INNER_FOLDERS = (
+    "var/cache", "var/lib", "var/log", "var/tmp", "usr/local/bin", "usr/local/etc", "usr/local/lib", "usr/local/sbin", "usr/local/share",
+)  # fmt: skip
+"""Folders below them that every system has."""
 MOVED = re.compile(rf"(?<![\w./~$}}-])/(?={'|'.join(FOLDERS)})(?=(?:{'|'.join(FOLDERS)})(?![\w.-]))")
 INSTALL_HINT = "on Debian and Ubuntu: apt-get install bubblewrap; on Fedora: dnf install bubblewrap"
 
@@ -187,7 +191,7 @@ def _linux_command(task: Path, limits: Limits) -> list[str]:
     command += ["--proc", "/proc", "--dev", "/dev", "--size", size, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
     # Programs of the machine's owner are no part of a script's world, and scripts install programs there
     command += ["--size", size, "--tmpfs", "/usr/local"]
-    for folder in (*FOLDERS, "usr/local/bin", "usr/local/sbin", "usr/local/lib", "usr/local/share", "usr/local/etc"):
+    for folder in (*FOLDERS, *INNER_FOLDERS):
         command += ["--dir", f"/{folder}"]
     command += ["--ro-bind", str(stub_folder()), "/run/stubs", "--ro-bind", str(task), "/run/task"]
     for name, value in _environment("", "/run/task", "/run/stubs").items():
@@ -199,8 +203,8 @@ def _mac_command(folder: Path) -> list[str]:
     """The sandbox-exec command line: everything may be read but what is private, nothing written outside `folder`, no network."""
     root = (folder / "root").resolve()
     task = (folder / "task").resolve()
-    for name in FOLDERS:
-        (root / name).mkdir(parents=True)
+    for name in (*FOLDERS, *INNER_FOLDERS):
+        (root / name).mkdir(parents=True, exist_ok=True)
     for file in task.iterdir():
         file.write_text(relocate(file.read_text(encoding="utf-8"), root), encoding="utf-8")
     profile = "\n".join(

@@ -119,6 +119,14 @@ class Engine:
                 return
             yield token
 
+    def logprobs(self, logits: mx.array, first: bool) -> mx.array:
+        """Log-probabilities `(..., V)` of the tokens that may come next, from the model's scores `(..., V)`.
+
+        Control tokens never do, and the `first` token of an answer is not the end: an answer is never nothing.
+        """
+        logits = logits.astype(mx.float32) + (self._allowed_first if first else self._allowed)
+        return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
     def use_draft(self, draft: "Engine") -> None:
         """Let a smaller model guess ahead in `generate` and `stream`; raises UserError if it has another tokenizer."""
         if draft.tokenizer.hash != self.tokenizer.hash:
@@ -143,9 +151,7 @@ class Engine:
 
     def _decode(self, prompts: list[list[int]], seeds: list[int], settings: SamplingConfig) -> Iterator[Step]:
         def draw(logits: mx.array, keys: mx.array, first: bool) -> tuple[mx.array, mx.array]:
-            # The answer to a request is never nothing: its first token is not the end.
-            logits = logits.astype(mx.float32) + (self._allowed_first if first else self._allowed)
-            logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            logprobs = self.logprobs(logits, first)
             tokens = sample(logprobs, keys, settings.temperature, settings.top_k, settings.top_p)
             return tokens, mx.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
 
