@@ -55,8 +55,8 @@ class Words(Strict):
     A table is a text: a line with the names of the fields, and a line for each row, divided by `|`.
     """
 
-    lists: dict[str, list[str]] = {}
-    tables: dict[str, str] = {}
+    lists: dict[str, list[str]] = Field(default_factory=dict)
+    tables: dict[str, str] = Field(default_factory=dict)
 
 
 class WordsFile(Words):
@@ -71,7 +71,7 @@ class Plot(Strict):
     Steps may also be written as one text: a line is an alternative, and an empty line begins the next step.
     """
 
-    let: dict[str, str] = {}
+    let: dict[str, str] = Field(default_factory=dict)
     steps: list[str | list[str]] = Field(min_length=1)
 
     @field_validator("steps", mode="before")

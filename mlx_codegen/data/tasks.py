@@ -43,6 +43,8 @@ _TEMPLATES = Environment(
     comment_start_string="<##",
     comment_end_string="##>",
 )
+# Jinja's other functions (namespace, dict, ...) would hide slots of these names
+_TEMPLATES.globals = {"range": range}
 _HOLE = re.compile(r"\{([a-z_]+|\d+-\d+)\}")
 
 Variant = bool | int | str

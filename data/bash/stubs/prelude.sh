@@ -17,6 +17,11 @@ called() {
     grep -qE -e "$1" "$CALLS"
 }
 
+# Succeeds if a database client was given such a statement: a regular expression, in any case, against "client database statement".
+queried() {
+    grep -qiE -e "$1" "$INPUTS/sql" 2> /dev/null
+}
+
 # Says what a stub shall do instead of its usual answer: bash on the standard input, which sees the call's arguments.
 answer() {
     cat > "$ANSWERS/$1"
