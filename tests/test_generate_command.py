@@ -99,7 +99,7 @@ def test_save_does_not_replace_a_file_that_appears_meanwhile(tmp_path: Path, mon
     file = tmp_path / "a.sh"
     refuse_to_overwrite(file, force=False)
     file.write_text("theirs")
-    monkeypatch.setattr("mlx_codegen.cli.answer.refuse_to_overwrite", lambda path, force: None)
+    monkeypatch.setattr("mlx_codegen.cli.answer.refuse_to_overwrite", lambda *_: None)
     with pytest.raises(UserError, match="the file exists"):
         save_script("echo ours", file, executable=False, force=False)
     assert file.read_text() == "theirs" and [path.name for path in tmp_path.iterdir()] == ["a.sh"]

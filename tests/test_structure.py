@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
         "config", "backend", "model", "tokenizer", "observer", "checkpoint", "data", "training", "generation", "evaluation",
     },
     "serve": {"config", "generation", "hub", "serve"},
-    "inspect": {"config", "model", "tokenizer", "generation"},
+    "inspect": {"config", "model", "tokenizer", "generation", "inspect"},
     # The package itself: `mlx_codegen.load`, and the fast BLAS before anything else.
     "__init__": {"backend", "version", "generation"},
     "__main__": {"cli"},

@@ -8,8 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlx_codegen.inspect.attention import HeadMap, pooled
-from mlx_codegen.inspect.candidates import NextTokens
-from mlx_codegen.inspect.page import percent
+from mlx_codegen.inspect.candidates import NextTokens, percent
 from mlx_codegen.inspect.pieces import Piece
 from mlx_codegen.inspect.trace import TraceStep
 
@@ -25,7 +24,7 @@ def show_tokens(cut: list[Piece]) -> None:
     """The text in colours, or with a mark between pieces where there are none; then the table."""
     console = _console()
     colors = console.color_system is not None and not console.no_color
-    _print_pieces(console, cut, [_hue(number, piece) for number, piece in enumerate(cut)], "" if colors else "|")
+    _print_pieces(console, cut, [_hue(number, piece) for number, piece in enumerate(cut)], "" if colors else "│")
     console.print()
     table = _table("#", "token", "id", "bytes", left=("token",))
     for number, piece in enumerate(cut):
@@ -40,11 +39,12 @@ def show_tokens(cut: list[Piece]) -> None:
 def _print_pieces(console: Console, cut: list[Piece], styles: list[str], mark: str) -> None:
     """Pieces as running text: a new line after a newline, and where the next piece does not fit whole."""
     line = Text()
-    for piece, style in zip(cut, styles, strict=True):
-        if line and line.cell_len + cell_len(piece.text + mark) > console.width:
+    for number, (piece, style) in enumerate(zip(cut, styles, strict=True), 1):
+        after = "" if piece.ends_line or number == len(cut) else mark
+        if line and line.cell_len + cell_len(piece.text + after) > console.width:
             console.print(line)
             line = Text()
-        line.append(piece.text, style).append(mark)
+        line.append(piece.text, style).append(after)
         if piece.ends_line:
             console.print(line, overflow="fold")
             line = Text()
@@ -59,9 +59,8 @@ def _hue(number: int, piece: Piece) -> str:
 def show_next(prompt: list[Piece], found: NextTokens, origin: str) -> None:
     """The table of candidates, a column for each stage."""
     console = _console()
-    names = [stage.name if stage.name != "temperature" else "temp." for stage in found.stages]
     wide = console.width >= 70
-    headings = [f"{name}\n{stage.setting}" for name, stage in zip(names, found.stages, strict=True)]
+    headings = [f"{stage.name}\n{stage.setting}" for stage in found.stages]
     table = _table(*(["#", "token", "id"] if wide else ["token"]), *headings, *([""] if wide else []), left=("token", ""))
     bar = min(WIDEST_BAR, max(LEAST_BAR, console.width - 62))
     for number, candidate in enumerate(found.candidates, 1):
@@ -71,7 +70,8 @@ def show_next(prompt: list[Piece], found: NextTokens, origin: str) -> None:
     blank = [""] if wide else []
     table.add_row(*blank, "all others", *blank, *map(percent, found.others), style="dim")
     table.add_row(*blank, "remaining", *blank, *(f"{stage.remaining:,}" for stage in found.stages), style="dim")
-    console.print(Text(f"after {''.join(piece.text for piece in prompt[-12:])}"), overflow="fold")
+    console.print("what comes after", style="dim")
+    _print_pieces(console, prompt, [""] * len(prompt), "")
     console.print(table)
     console.print(f"drawn from the last column · {origin}", style="dim", soft_wrap=True)
 
@@ -114,7 +114,7 @@ def show_attended(cut: list[Piece], shown: HeadMap, place: int) -> None:
 def show_grid(cut: list[Piece], maps: list[HeadMap]) -> None:
     """All heads as small maps, as many side by side as fit."""
     console = _console()
-    drawn = [pooled(shown.weights.tolist(), SMALL_MAP) for shown in maps]
+    drawn = [pooled(shown.weights, SMALL_MAP) for shown in maps]
     width = max(len(drawn[0]), len("layer 12 head 12")) + 2
     heads = sum(shown.layer == maps[0].layer for shown in maps)
     across = max(1, min(heads if heads > 1 else len(maps), (console.width + 2) // width))
@@ -153,23 +153,30 @@ def show_trace(prompt: list[Piece], steps: Iterable[TraceStep], facts: str) -> N
     for number, step in enumerate(steps, 1):
         taken.append(step.taken)
         odd += step.rank > 1
-        line = Text(f"{number:>4} ", "dim")
-        line.append(set_cell_size(_cropped(step.taken.text, label), label), "bold yellow" if step.rank > 1 else "bold")
+        line = (
+            Text()
+            .append(f"{number:>4} ", "dim")
+            .append(set_cell_size(_cropped(step.taken.text, label), label), "bold yellow" if step.rank > 1 else "bold")
+        )
         line.append(f" {percent(step.probability):>7} ").append("≠" if step.rank > 1 else " ", "yellow")
-        _append_candidates(line, step, console.width)
-        console.print(line, no_wrap=True, overflow="crop", soft_wrap=False)
+        _append_candidates(line, step, console.width, longest=8 if console.width < 60 else 24)
+        console.print(line, no_wrap=True, overflow="crop")
     console.print()
     _print_pieces(console, prompt + taken, ["dim"] * len(prompt) + [""] * len(taken), "")
     ended = "ended by itself" if taken[-1].kind == "control" else "stopped at --max-tokens"
     console.print(f"\n{len(taken)} tokens, {ended} · {odd} not the likeliest · {facts}", style="dim", soft_wrap=True)
 
 
-def _append_candidates(line: Text, step: TraceStep, width: int) -> None:
-    """As many as fit whole, the one taken in brackets."""
+def _append_candidates(line: Text, step: TraceStep, width: int, longest: int) -> None:
+    """As many as fit into the line, the one taken in brackets."""
     for piece, probability in step.candidates:
         mine = piece.id == step.taken.id
-        text = f"[{piece.text}]" if mine else piece.text
-        part = Text(f"  {text} ", "bold" if mine else "").append(f"{100 * probability:.0f}", "dim")
+        text = _cropped(piece.text, longest)
+        part = (
+            Text()
+            .append(f"  [{text}] " if mine else f"  {text} ", "bold" if mine else "")
+            .append(f"{100 * probability:.0f}", "dim")
+        )
         if line.cell_len + part.cell_len > width:
             return
         line.append_text(part)

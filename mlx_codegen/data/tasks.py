@@ -234,25 +234,27 @@ def _load_split(path: Path) -> dict[str, Part]:
 def render(task: Task, rng: random.Random) -> Rendering:
     """Draws a prompt, variants and values, and returns the script that answers exactly that prompt."""
     prompt = rng.choice(task.prompts)
-    given = prompt.names & task.file.slots.keys()
     values = _fresh_values(task, rng)
     variants = {name: rng.choice(choices) for name, choices in task.file.variants.items()}
     for name in task.mentioned - prompt.names:
         if name in variants:
             variants[name] = task.file.variants[name][0]
-    said = {name: value if name in given else task.file.slots[name].default for name, value in values.items()}
     lead = rng.choice(task.words.leads[task.file.kind])
+    # Some ask as a comment; the document makes one of every prompt
+    request = prompt.template.render(**values, **variants, lead=lead).removeprefix("# ")
+    # A prompt may name a slot in a clause that this variant leaves out
+    given = frozenset(name for name in prompt.names & values.keys() if values[name] in request)
+    said = {name: value if name in given else task.file.slots[name].default for name, value in values.items()}
     return Rendering(
         task=task.name,
         category=task.category,
         kind=task.file.kind,
-        # Some ask as a comment; the document makes one of every prompt
-        prompt=prompt.template.render(**values, **variants, lead=lead).removeprefix("# "),
+        prompt=request,
         script=task.script.template.render(**said, **variants, given=given),
         values=values,
         variants=variants,
-        given=frozenset(given),
-        part=task.held_out or _part_of_values(sorted(values[name] for name in given)),
+        given=given,
+        part=task.held_out or _part_of_values(sorted({values[name] for name in given})),
     )
 
 

@@ -32,8 +32,9 @@ SETUP_FAILED = 97
 FOLDERS = ("backup", "backups", "data", "etc", "home", "mnt", "opt", "root", "run", "srv", "storage", "tmp", "usr/local", "var")
 """What exists at the top of the private root, and what `relocate` moves."""
 INNER_FOLDERS = (
-    "var/cache", "var/lib", "var/log", "var/tmp", "usr/local/bin", "usr/local/etc", "usr/local/lib", "usr/local/sbin", "usr/local/share",
-)  # fmt: skip
+    *(f"var/{name}" for name in ("cache", "lib", "log", "tmp")),
+    *(f"usr/local/{name}" for name in ("bin", "etc", "lib", "sbin", "share")),
+)
 """Folders below them that every system has."""
 MOVED = re.compile(rf"(?<![\w./~$}}-])/(?={'|'.join(FOLDERS)})(?=(?:{'|'.join(FOLDERS)})(?![\w.-]))")
 INSTALL_HINT = "on Debian and Ubuntu: apt-get install bubblewrap; on Fedora: dnf install bubblewrap"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_codegen.errors import UserError
 from mlx_codegen.model import CausalSelfAttention, Transformer
@@ -74,7 +75,7 @@ def find_token(tokenizer: Tokenizer, ids: list[int], wanted: str) -> int:
         places = [place for place, index in enumerate(ids) if same(tokenizer.piece(index))]
         if places and wanted.strip():
             return places[-1]
-    raise UserError(f"--token {wanted}: no token of the text reads so; take its number from the map (leave --token out)")
+    raise UserError(f'--token "{wanted}": no token of the text reads so; take its number from the map (leave --token out)')
 
 
 def _attend(attention: CausalSelfAttention, x: mx.array) -> LayerAttention:
@@ -89,12 +90,10 @@ def _attend(attention: CausalSelfAttention, x: mx.array) -> LayerAttention:
     return LayerAttention(mx.softmax(mx.where(causal, scores, -mx.inf), axis=-1), values)
 
 
-def pooled(weights: list[list[float]], size: int) -> list[list[float]]:
+def pooled(weights: mx.array, size: int) -> list[list[float]]:
     """A map `(T, T)` made small, at most `size` a side: each cell is the largest weight of its share."""
-    bounds = _bounds(len(weights), size)
-    return [[max(max(row[left:right]) for row in weights[top:bottom]) for left, right in bounds] for top, bottom in bounds]
-
-
-def _bounds(length: int, size: int) -> list[tuple[int, int]]:
-    cells = min(length, size)
-    return [(cell * length // cells, (cell + 1) * length // cells) for cell in range(cells)]
+    T = weights.shape[0]
+    cells = min(T, size)
+    starts = [cell * T // cells for cell in range(cells)]
+    small: list[list[float]] = np.maximum.reduceat(np.maximum.reduceat(np.array(weights), starts, 0), starts, 1).tolist()
+    return small

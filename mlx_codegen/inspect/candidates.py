@@ -53,7 +53,7 @@ def next_tokens(engine: Engine, prompt_ids: list[int], settings: SamplingConfig,
         ("top-p", f"{settings.top_p:g}", mx.softmax(nucleus)),
         ("top-k", f"{settings.top_k}", mx.softmax(apply_top_k(nucleus, settings.top_k))),
         (
-            "temperature",
+            "temp.",
             f"{settings.temperature:g}",
             distribution(logprobs, settings.temperature, settings.top_k, settings.top_p),
         ),
@@ -65,3 +65,10 @@ def next_tokens(engine: Engine, prompt_ids: list[int], settings: SamplingConfig,
     rows: list[list[float]] = shown.T.tolist()
     candidates = [Candidate(*pair) for pair in zip(pieces(engine.tokenizer, best.tolist()), rows, strict=True)]
     return NextTokens(stages, candidates, mx.maximum(table.sum(axis=1) - shown.sum(axis=1), 0).tolist())
+
+
+def percent(probability: float) -> str:
+    """A probability for people: `12.3 %`, `<0.1 %`, `–` for what cannot happen."""
+    if probability <= 0:
+        return "–"
+    return "<0.1 %" if probability < 0.0005 else f"{probability:.1%}".replace("%", " %")

@@ -10,7 +10,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mlx_codegen.inspect.attention import HeadMap
-from mlx_codegen.inspect.candidates import NextTokens
+from mlx_codegen.inspect.candidates import NextTokens, percent
 from mlx_codegen.inspect.pieces import Piece
 from mlx_codegen.inspect.trace import TraceStep
 
@@ -60,13 +60,6 @@ def packed(weights: mx.array) -> str:
     square = np.array(weights.astype(mx.float32))
     triangle = square[np.tril_indices(len(square))]
     return base64.b64encode(np.round(triangle * FULL_SCALE).astype("<u2").tobytes()).decode()
-
-
-def percent(probability: float) -> str:
-    """A probability for people: `12.3 %`, `<0.1 %`, `–` for what cannot happen."""
-    if probability <= 0:
-        return "–"
-    return "<0.1 %" if probability < 0.0005 else f"{probability:.1%}".replace("%", " %")
 
 
 @cache
