@@ -29,6 +29,7 @@ lint: $(VENV)/.dev-installed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/mypy scripts
 
 format: $(VENV)/.dev-installed
 	@$(BIN)/ruff check --fix .

@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from mlx_codegen.cli import chat, compare_temperatures, corpus, demo, doctor, generate, inspect, prepare, sizes, tokenizer, train
+from mlx_codegen.cli import (
+    chat,
+    compare_temperatures,
+    corpus,
+    demo,
+    doctor,
+    evaluate,
+    generate,
+    inspect,
+    prepare,
+    sizes,
+    tokenizer,
+    train,
+)
 from mlx_codegen.errors import UserError
 from mlx_codegen.version import __version__
 
@@ -37,6 +50,7 @@ def options(
 app.command()(train.train)
 app.command()(generate.generate)
 app.command()(chat.chat)
+app.command()(evaluate.evaluate)
 app.command()(compare_temperatures.compare_temperatures)
 app.command()(demo.demo)
 app.command()(prepare.prepare)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_codegen.data.tasks import Rendering, Task, render
+from mlx_codegen.errors import UserError
 from mlx_codegen.generation.engine import Completion, Engine
 
 BATCH = 32
@@ -28,7 +29,7 @@ class Sample:
         return self.completion.text
 
 
-def test_renderings(tasks: list[Task], seen: int, unseen: int, seed: int) -> list[Rendering]:
+def held_out_renderings(tasks: list[Task], seen: int, unseen: int, seed: int) -> list[Rendering]:
     """Returns renderings of the test part, `unseen` of each held-out task and at most `seen` of each other task."""
     chosen: list[Rendering] = []
     for task in tasks:
@@ -66,12 +67,29 @@ def draw_samples(
         for kind in ("command", "script"):
             part = [place for place in places if jobs[place][0].kind == kind]
             if part:
-                prompts = [jobs[place][0].prompt for place in part]
-                seeds = [sample_seed(seed, *jobs[place]) for place in part]
-                texts = engine.complete(prompts, seeds, command=kind == "command", **sampling)
+                texts = _write(engine, [jobs[place] for place in part], kind == "command", seed, sampling)
                 drawn |= dict(zip(part, texts, strict=True))
         on_progress(len(drawn), len(jobs))
     return [Sample(rendering, rendering.task in unseen_tasks, drawn[place]) for place, (rendering, _) in enumerate(jobs)]
+
+
+def _write(
+    engine: Engine, jobs: list[tuple[Rendering, int]], command: bool, seed: int, sampling: dict[str, Any]
+) -> list[Completion]:
+    """Texts for these prompts; a prompt that is longer than the model's window gets none, which is a failure of the model."""
+    fits = [_fits(engine, rendering.prompt, command) for rendering, _ in jobs]
+    wanted = [job for job, fit in zip(jobs, fits, strict=True) if fit]
+    prompts, seeds = [rendering.prompt for rendering, _ in wanted], [sample_seed(seed, *job) for job in wanted]
+    texts = iter(engine.complete(prompts, seeds, command=command, **sampling) if wanted else [])
+    return [next(texts) if fit else Completion("", "", 0, False, 0.0) for fit in fits]
+
+
+def _fits(engine: Engine, prompt: str, command: bool) -> bool:
+    try:
+        engine.encode_prompt(prompt, command=command)
+    except UserError:
+        return False
+    return True
 
 
 def sample_seed(seed: int, rendering: Rendering, number: int) -> int:

@@ -32,8 +32,8 @@ def is_valid(sample: Sample) -> bool:
     return bool(answer_code(sample)) and syntax_error(sample.script) is None
 
 
-def syntax_figures(samples: list[Sample], training_texts: set[str]) -> PartResult:
-    """Share that parses, passes shellcheck, ends by itself; length, repetition, copies of training documents."""
+def syntax_figures(samples: list[Sample]) -> PartResult:
+    """Share that parses, passes shellcheck, ends by itself; length and repetition."""
     result = PartResult("syntax", "Scripts that parse")
     valid = [is_valid(sample) for sample in samples]
 
@@ -57,7 +57,6 @@ def syntax_figures(samples: list[Sample], training_texts: set[str]) -> PartResul
     result.figures["ends by itself"] = share([sample.completion.ended for sample in samples])
     result.figures["mean length"] = share([float(sample.completion.tokens) for sample in samples], "tokens")
     result.figures["repeated 4-grams"] = share([repeated_share(sample.completion.answer) for sample in samples])
-    result.figures["copies of training documents"] = share([sample.script.strip() in training_texts for sample in samples])
     return result
 
 
