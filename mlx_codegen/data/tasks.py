@@ -242,8 +242,8 @@ def render(task: Task, rng: random.Random) -> Rendering:
     lead = rng.choice(task.words.leads[task.file.kind])
     # Some ask as a comment; the document makes one of every prompt
     request = prompt.template.render(**values, **variants, lead=lead).removeprefix("# ")
-    # A prompt may name a slot in a clause that this variant leaves out
-    given = frozenset(name for name in prompt.names & values.keys() if values[name] in request)
+    # A prompt may name a slot in a clause that this variant leaves out, or in capitals
+    given = frozenset(name for name in prompt.names & values.keys() if values[name].lower() in request.lower())
     said = {name: value if name in given else task.file.slots[name].default for name, value in values.items()}
     return Rendering(
         task=task.name,
