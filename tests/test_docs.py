@@ -22,6 +22,7 @@ def test_readme_names_only_commands_and_files_that_exist() -> None:
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    commands = {name.replace("_", "-") for name in commands}
     commands |= {str(group.name) for group in app.registered_groups}
     assert set(re.findall(r"mlx-codegen ([a-z][a-z-]*)", readme)) <= commands
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
