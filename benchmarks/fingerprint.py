@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -21,6 +22,7 @@ def machine() -> dict[str, str | int]:
         "mlx": importlib.metadata.version("mlx"),
         "mlx_lm": importlib.metadata.version("mlx-lm"),
         "blas": backend.load_fast_blas().name,
+        "blas_threads": os.environ.get("OPENBLAS_NUM_THREADS", "default"),
         "precision": backend.resolve_precision("auto"),
     }
 

@@ -1,11 +1,12 @@
-"""Step times become windows, windows become a median with its spread."""
+"""Step times become windows, windows become a median with its spread; two sides that take turns become a ratio."""
 
 import statistics
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 Step = tuple[int, float]
-"""Tokens of one training step and the seconds that it took."""
+"""Tokens of one step (of training, or one call of a generator) and the seconds that it took."""
+OURS, PEER = "ours", "mlx-lm"
 
 
 @dataclass(frozen=True)
@@ -38,3 +39,37 @@ def tokens_per_second(steps: Iterable[Step], window_seconds: float) -> list[floa
     if not rates and seconds > 0:
         rates.append(tokens / seconds)
     return rates
+
+
+@dataclass(kw_only=True)
+class Comparison:
+    """Ours beside the peer: all windows together, the median of each round, and the ratio of each pair of rounds."""
+
+    ours: Spread | None = None
+    peer: Spread | None = None
+    ratio: Spread | None = None
+    ours_rounds: list[float] = field(default_factory=list)
+    peer_rounds: list[float] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
+
+    def take_turns(
+        self, rounds: int, with_peer: bool, measure: Callable[[str], list[float]], report: Callable[[str], None]
+    ) -> None:
+        """Ours, peer, ours, peer ...: a machine that slows down slows both, so what counts is the ratio of a pair."""
+        ours: list[float] = []
+        peer: list[float] = []
+        for number in range(1, rounds + 1):
+            windows = measure(OURS)
+            ours += windows
+            self.ours_rounds.append(spread(windows).median)
+            line = f"round {number}: ours {self.ours_rounds[-1]:,.4g}"
+            if with_peer:
+                windows = measure(PEER)
+                peer += windows
+                self.peer_rounds.append(spread(windows).median)
+                self.ratios.append(self.ours_rounds[-1] / self.peer_rounds[-1])
+                line += f", mlx-lm {self.peer_rounds[-1]:,.4g}, ratio {self.ratios[-1]:.2f}"
+            report(line)
+        self.ours = spread(ours)
+        if with_peer:
+            self.peer, self.ratio = spread(peer), spread(self.ratios)

@@ -5,6 +5,7 @@ Prints nothing; writes a JSON list of steps (tokens, seconds), or the peak in FL
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import tempfile
@@ -112,49 +113,11 @@ def measure_peer(config: RunConfig, batch_size: int, recorder: _Recorder) -> Non
 
 
 def peer_model(config: ModelConfig) -> Any:
-    """mlx-lm's model of the same shape. It has bias terms where ours has none, below 1 % of the parameters."""
-    from mlx_lm.models import gpt2, gpt_neox, llama
+    """mlx-lm's model of the same shape. It has bias terms where ours may have none, below 1 % of the parameters."""
+    from mlx_codegen.hub import hugging_face_config
 
-    if config.family == "gpt2":
-        return gpt2.Model(
-            gpt2.ModelArgs(
-                model_type="gpt2",
-                n_ctx=config.context_length,
-                n_embd=config.d_model,
-                n_head=config.n_heads,
-                n_layer=config.n_layers,
-                n_positions=config.context_length,
-                layer_norm_epsilon=1e-5,
-                vocab_size=config.vocab_size,
-            )
-        )
-    if config.family == "gpt_neox":
-        return gpt_neox.Model(
-            gpt_neox.ModelArgs(
-                model_type="gpt_neox",
-                max_position_embeddings=config.context_length,
-                hidden_size=config.d_model,
-                num_attention_heads=config.n_heads,
-                num_hidden_layers=config.n_layers,
-                layer_norm_eps=1e-5,
-                vocab_size=config.vocab_size,
-                rotary_emb_base=round(config.rope_theta),
-                rotary_pct=1.0,
-            )
-        )
-    return llama.Model(
-        llama.ModelArgs(
-            model_type="llama",
-            hidden_size=config.d_model,
-            num_hidden_layers=config.n_layers,
-            intermediate_size=config.hidden_dim,
-            num_attention_heads=config.n_heads,
-            rms_norm_eps=1e-5,
-            vocab_size=config.vocab_size,
-            rope_theta=config.rope_theta,
-            tie_word_embeddings=True,
-        )
-    )
+    family = importlib.import_module(f"mlx_lm.models.{config.family}")
+    return family.Model(family.ModelArgs.from_dict(hugging_face_config(config)))
 
 
 def measure_peak(repeats: int = 5) -> float:
