@@ -14,6 +14,8 @@ from mlx_codegen.exponential import runs_on_float32_cpu
 
 SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 CUBIC = 0.044715
+FEW = 4096
+"""Up to so many numbers (writing one text) the polynomials' fixed cost outweighs what they save."""
 # tanh(x) = x P(x²) / Q(x²), a minimax fit for |x| <= TANH_LIMIT; beyond it tanh is ±1 in float32.
 TANH_LIMIT = 7.90531110763549805
 TANH_NUMERATOR = (
@@ -25,7 +27,7 @@ TANH_DENOMINATOR = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900
 
 def gelu(x: mx.array) -> mx.array:
     """0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))), element by element (Hendrycks and Gimpel, 2016, arXiv 1606.08415)."""
-    if runs_on_float32_cpu(x):
+    if runs_on_float32_cpu(x) and x.size > FEW:
         return _cpu_gelu(x)
     return nn.gelu_approx(x)
 

@@ -20,6 +20,8 @@ from mlx_codegen.model import KVCache, Transformer
 ROOM = 64
 """Places of the cache beyond the window: so many steps pass before rows that started late must be moved."""
 
+KEYS_AT_ONCE = 32
+
 Draw = Callable[[mx.array, mx.array, bool], tuple[mx.array, mx.array]]
 """From logits `(B, V)`, a random key a row `(B, 2)` and whether this is an answer's first token: ids and their
 log-probabilities `(B,)`."""
@@ -69,6 +71,7 @@ class _Batch:
         self.prompts = prompts
         self.histories = [list(prompt) for prompt in prompts]
         self.keys = mx.stack([mx.random.key(seed) for seed in seeds])
+        self.step_keys: list[mx.array] = []
         longest = min(self.window, max(map(len, prompts)) + max_tokens)
         self.cache = [KVCache(longest + (ROOM if len(prompts) > 1 else 0)) for _ in model.blocks]
         # What stands at each place of the batch: which row, whether it goes on, where in the cache it starts
@@ -138,6 +141,7 @@ class _Batch:
         places = mx.array(kept)
         self._select(places)
         self.keys = self.keys[places]
+        self.step_keys = [keys[places] for keys in self.step_keys]
         return upcoming[0][places], upcoming[1][places]
 
     def _select(self, places: mx.array) -> None:
@@ -167,6 +171,13 @@ class _Batch:
             self.starts[place] = offset - length
 
     def _draw(self, hidden: mx.array, first: bool) -> tuple[mx.array, mx.array]:
-        pairs = mx.vmap(mx.random.split)(self.keys)
-        self.keys = pairs[:, 0]
-        return self.draw(self.model.logits(hidden), pairs[:, 1], first)
+        return self.draw(self.model.logits(hidden), self._next_keys(), first)
+
+    def _next_keys(self) -> mx.array:
+        """A random key for each row `(B, 2)`; made for many steps at once, since it costs as much for one."""
+        if not self.step_keys:
+            block = mx.vmap(lambda key: mx.random.split(key, KEYS_AT_ONCE + 1))(self.keys)
+            mx.eval(block)
+            self.keys, *self.step_keys = (block[:, step] for step in range(KEYS_AT_ONCE + 1))
+            self.step_keys.reverse()
+        return self.step_keys.pop()
