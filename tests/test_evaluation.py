@@ -13,6 +13,7 @@ from tiny_run import TrainedRun
 import mlx_codegen
 from mlx_codegen.cli.main import run as command_line
 from mlx_codegen.data.tasks import Rendering, Task, load_tasks, render_check
+from mlx_codegen.evaluation.accepted import accepted_figures
 from mlx_codegen.evaluation.figures import Figure, mean_of, pass_at_k
 from mlx_codegen.evaluation.functional import functional_figures, run_samples
 from mlx_codegen.evaluation.report import Report, Settings, as_json, as_markdown
@@ -171,7 +172,18 @@ def test_evaluate_command(trained_run: TrainedRun, tmp_path: Path, capfd: pytest
     values = json.loads((tmp_path / "report.json").read_text())
     assert values["parts"][0]["name"] == "syntax" and (tmp_path / "report.md").read_text().startswith("Model: ")
     assert command_line([*arguments, "--only", "poetry"]) == 2
-    assert "no such part; there are: syntax, function" in capfd.readouterr().err
+    assert "no such part; there are: syntax, function, accepted" in capfd.readouterr().err
+
+
+def test_accepted_answers_are_counted_with_their_cost(trained_run: TrainedRun) -> None:
+    """Tokens are those of all texts that were written until one parsed."""
+    engine = mlx_codegen.load(trained_run.folder.path)
+    chosen = sorted(RENDERINGS, key=lambda r: len(r.prompt))[:3]
+    figures = accepted_figures(engine, chosen, 1, max_tokens=10).figures
+    assert figures["prompts that get valid bash"].samples == 3
+    accepted = figures["tokens written for an accepted text"]
+    assert accepted.samples == round(3 * figures["prompts that get valid bash"].value)
+    assert accepted.samples == 0 or accepted.value > 8
 
 
 def test_setup_and_check_of_a_test_prompt_render() -> None:

@@ -244,6 +244,13 @@ def test_batch_gives_what_its_rows_give_alone(tokenizer: Tokenizer, family: str)
     assert [completion.ended for completion in together] == [length < 90 for length in lengths]
 
 
+def test_compiled_drawing_draws_the_same(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where compiling pays (GPUs), the same seeds give the same texts as without."""
+    plain = [c.text for c in engine.complete([REQUEST] * 3, [1, 2, 3], max_tokens=12)]
+    monkeypatch.setattr("mlx_codegen.backend.compiling_pays", lambda: True)
+    assert [c.text for c in engine.complete([REQUEST] * 3, [1, 2, 3], max_tokens=12)] == plain
+
+
 def test_completion_knows_how_sure_the_model_was(tokenizer: Tokenizer) -> None:
     """The mean of the log-probabilities that the model itself gave to its tokens, filters and temperature aside."""
     a, b = tokenizer.encode("a")[0], tokenizer.encode("b")[0]

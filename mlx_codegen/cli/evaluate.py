@@ -11,7 +11,9 @@ from mlx_codegen.errors import UserError
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Run folder, checkpoint or exported model.")],
-    only: Annotated[list[str] | None, typer.Option(help="A part: syntax or function. Repeatable. Default: all.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A part: syntax, function, accepted. Repeatable. Default: syntax, function.")
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Texts for each test prompt.")] = 4,
     temperature: Annotated[float, typer.Option(help="How varied the texts are.")] = 0.8,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer in tokens.")] = 300,
@@ -29,11 +31,11 @@ def evaluate(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from mlx_codegen.cli.corpus import load as load_tasks
-    from mlx_codegen.evaluation.report import PARTS, Settings, as_json, as_markdown
+    from mlx_codegen.evaluation.report import PARTS, USUAL_PARTS, Settings, as_json, as_markdown
     from mlx_codegen.evaluation.report import evaluate as run_parts
     from mlx_codegen.generation.engine import check_sampling, find_checkpoint, load
 
-    parts = tuple(only) if only else PARTS
+    parts = tuple(only) if only else USUAL_PARTS
     if unknown := sorted(set(parts) - set(PARTS)):
         raise UserError(f"--only {unknown[0]}: no such part; there are: {', '.join(PARTS)}")
     check_sampling({"temperature": temperature, "max_tokens": max_tokens, "seed": seed})

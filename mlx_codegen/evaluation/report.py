@@ -5,25 +5,29 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from mlx_codegen.data.tasks import Task
 from mlx_codegen.errors import UserError
+from mlx_codegen.evaluation.accepted import accepted_figures
 from mlx_codegen.evaluation.figures import Figure, PartResult
 from mlx_codegen.evaluation.functional import functional_figures, run_samples
-from mlx_codegen.evaluation.samples import draw_samples, held_out_renderings
+from mlx_codegen.evaluation.samples import Sample, draw_samples, held_out_renderings
 from mlx_codegen.evaluation.sandbox import why_unavailable
 from mlx_codegen.evaluation.syntax import syntax_figures
 from mlx_codegen.generation.engine import Engine
 
-PARTS = ("syntax", "function")
+PARTS = ("syntax", "function", "accepted")
+USUAL_PARTS = ("syntax", "function")
+"""`accepted` writes eight texts and more for every prompt, so it is measured when it is asked for."""
 
 
 @dataclass
 class Settings:
     """What is measured, and how the texts are drawn."""
 
-    parts: tuple[str, ...] = PARTS
+    parts: tuple[str, ...] = USUAL_PARTS
     samples: int = 4
     """Texts for each prompt."""
     temperature: float = 0.8
@@ -56,16 +60,12 @@ def evaluate(
         raise UserError(f"no part of the evaluation is called {unknown[0]}; there are: {', '.join(PARTS)}")
     report = Report(engine.origin, settings)
     renderings = held_out_renderings(tasks, settings.seen, settings.unseen, settings.seed)
-    samples = draw_samples(
-        engine,
-        renderings,
-        {task.name for task in tasks if task.held_out},
-        settings.samples,
-        settings.seed,
-        lambda done, total: on_progress("writing", done, total),
-        temperature=settings.temperature,
-        max_tokens=settings.max_tokens,
-    )
+    sampling = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
+    samples: list[Sample] = []
+    if {"syntax", "function"} & set(settings.parts):
+        unseen = {task.name for task in tasks if task.held_out}
+        progress = partial(on_progress, "writing")
+        samples = draw_samples(engine, renderings, unseen, settings.samples, settings.seed, progress, **sampling)
     if "syntax" in settings.parts:
         report.parts.append(syntax_figures(samples))
     if "function" in settings.parts:
@@ -75,8 +75,10 @@ def evaluate(
             )
         else:
             by_name = {task.name: task for task in tasks}
-            passed = run_samples(samples, by_name, settings.jobs, lambda done, total: on_progress("running", done, total))
+            passed = run_samples(samples, by_name, settings.jobs, partial(on_progress, "running"))
             report.parts.append(functional_figures(samples, passed, settings.samples))
+    if "accepted" in settings.parts:
+        report.parts.append(accepted_figures(engine, renderings, settings.seed, partial(on_progress, "accepting"), **sampling))
     return report
 
 

@@ -150,10 +150,15 @@ class Engine:
         return islice(speculate(self.model, self.draft.model, prompt_ids, seed, probabilities), settings.max_tokens)
 
     def _decode(self, prompts: list[list[int]], seeds: list[int], settings: SamplingConfig) -> Iterator[Step]:
-        def draw(logits: mx.array, keys: mx.array, first: bool) -> tuple[mx.array, mx.array]:
-            logprobs = self.logprobs(logits, first)
+        def draw_from(logprobs: mx.array, keys: mx.array) -> tuple[mx.array, mx.array]:
             tokens = sample(logprobs, keys, settings.temperature, settings.top_k, settings.top_p)
             return tokens, mx.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
+
+        # The layers are not compiled: the cache grows by a token each time, and a new shape means compiling anew.
+        compiled = mx.compile(draw_from) if backend.compiling_pays() else draw_from
+
+        def draw(logits: mx.array, keys: mx.array, first: bool) -> tuple[mx.array, mx.array]:
+            return compiled(self.logprobs(logits, first), keys)
 
         return decode(self.model, prompts, seeds, draw, self.tokenizer.end_of_text_id, settings.max_tokens)
 
