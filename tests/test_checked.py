@@ -78,6 +78,20 @@ def test_shellcheck_tells_scripts_apart() -> None:
     assert shellcheck([]) == []
 
 
+@needs_shellcheck
+def test_shellcheck_is_not_stopped_by_one_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Many scripts, any characters, and one that the program itself breaks on: the others keep their findings."""
+    program = shellcheck_path()
+    wrapper = tmp_path / "shellcheck"
+    wrapper.write_text(f'#!/bin/bash\ngrep -qs BREAK -- "$@" && exit 3\nexec {program} "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setattr(verify, "shellcheck_path", lambda: str(wrapper))
+    scripts = ["rm $1\n", "echo '漢\x9b\x07é\udcff'\n", "# BREAK\n", *["rm $1\n"] * 70]
+    found = shellcheck(scripts)
+    assert [len(findings) for findings in found] == [1, 0, 1, *[1] * 70]
+    assert found[2][0].severity == "error" and found[3][0].code == 2086
+
+
 def test_missing_shellcheck_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """The line says how to install it; ranking goes on without."""
     monkeypatch.setattr(verify, "shellcheck_path", lambda: None)

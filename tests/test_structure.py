@@ -36,11 +36,13 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"config", "activations", "exponential"},
     "costs": {"config", "model"},
     "data": {"config", "tokenizer", "observer", "data"},
-    "training": {"config", "backend", "exponential", "model", "tokenizer", "observer", "checkpoint", "data", "training"},
+    "training": {
+        "config", "backend", "exponential", "model", "tokenizer", "observer", "checkpoint", "data", "hub", "training",
+    },
     # Beside the rooms that write checkpoints (training) and read them (generation, hub).
     "checkpoint": {"config", "model", "tokenizer"},
-    "generation": {"config", "backend", "model", "tokenizer", "checkpoint", "generation"},
-    "hub": {"config", "model", "tokenizer", "checkpoint"},
+    "generation": {"config", "backend", "model", "tokenizer", "checkpoint", "hub", "generation"},
+    "hub": {"config", "version", "model", "tokenizer", "checkpoint", "data", "hub"},
     "evaluation": {
         "config", "backend", "model", "tokenizer", "observer", "checkpoint", "data", "training", "generation", "evaluation",
     },

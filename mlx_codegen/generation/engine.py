@@ -15,13 +15,13 @@ from mlx.utils import tree_map
 from pydantic import Field, ValidationError
 
 from mlx_codegen import backend
-from mlx_codegen.checkpoint import load_checkpoint
 from mlx_codegen.config import PHASES, Settings, describe_validation_error
 from mlx_codegen.errors import UserError
 from mlx_codegen.generation.decode import Step, decode
 from mlx_codegen.generation.prompts import prompt_text
 from mlx_codegen.generation.samplers import distribution, sample
 from mlx_codegen.generation.speculative import speculate
+from mlx_codegen.hub.folder import is_model_folder, open_checkpoint
 from mlx_codegen.model import Transformer
 from mlx_codegen.tokenizer import Tokenizer
 
@@ -204,9 +204,10 @@ def check_sampling(values: dict[str, object]) -> SamplingConfig:
 
 
 def load(path: str | Path) -> Engine:
-    """Open a trained model: a run folder (`runs/tiny`, its newest phase's best weights) or one checkpoint file."""
+    """Open a trained model: a run folder (`runs/tiny`, its newest phase's best weights), a checkpoint file, or a folder that
+    `mlx-codegen export` wrote. Raises UserError where none of them is there, or it is damaged."""
     file = find_checkpoint(Path(path))
-    checkpoint = load_checkpoint(file)
+    checkpoint = open_checkpoint(file)
     model = checkpoint.build_model()
     dtype = getattr(mx, backend.resolve_precision("auto"))
     model.update(tree_map(lambda p: p.astype(dtype), model.parameters()))
@@ -214,8 +215,11 @@ def load(path: str | Path) -> Engine:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The file to generate from: `path` itself, or a run folder's best code, else language, checkpoint."""
+    """What to generate from: `path` itself (a checkpoint file or an exported folder), or a run folder's best code,
+    else language, checkpoint."""
     if path.is_file():
+        return path.parent if is_model_folder(path.parent) else path
+    if path.is_dir() and is_model_folder(path):
         return path
     candidates = [path / f"{name}.safetensors" for name in ("best", "last")]
     candidates += [path / phase / f"{name}.safetensors" for phase in reversed(PHASES) for name in ("best", "last")]
