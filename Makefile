@@ -16,7 +16,7 @@ help:
 	@echo "make demo     train a small model on English and bash (about four minutes on two cores) and use it"
 	@echo "make test     run all tests"
 	@echo "make lint     check style and types          make format   put the style right"
-	@echo "make bench    measure training speed         make install  only install, into .venv"
+	@echo "make bench    measure training and writing   make install  only install, into .venv"
 	@echo "make cuda     install MLX's CUDA build (Linux with an NVIDIA GPU)"
 
 demo: install
@@ -37,6 +37,7 @@ format: $(VENV)/.dev-installed
 
 bench: install
 	@$(BIN)/python benchmarks/train.py
+	@$(BIN)/python benchmarks/generate.py
 
 install: $(VENV)/.installed
 

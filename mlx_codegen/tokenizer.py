@@ -109,6 +109,11 @@ class Tokenizer:
         """UTF-8 bytes that each id stands for; control tokens 0. Turns a loss per token into bits per byte."""
         return [len(piece) for piece in self._bytes]
 
+    def piece_scores(self) -> dict[str, float]:
+        """Every piece that stands for a text, by that text, and its score: SentencePiece joins to the best first."""
+        kept = (i for i in range(self.vocab_size) if self._bytes[i] and not self._processor.is_byte(i))
+        return {self.piece(index): self._processor.get_score(index) for index in kept}
+
     def _control_id(self, name: str, origin: str) -> int:
         index: int = self._processor.piece_to_id(name)
         if self._processor.id_to_piece(index) != name or not self._processor.is_control(index):

@@ -2,4 +2,4 @@
 
 import mlx_codegen  # noqa: F401  (first of all: it loads the fast BLAS before mlx.core)
 
-pytest_plugins = ["tiny_run"]
+pytest_plugins = ["tiny_run", "family_run"]

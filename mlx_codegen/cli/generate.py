@@ -17,7 +17,8 @@ NOT_VALID = 1
 """Exit status where the answer is no valid bash."""
 
 ModelOption = Annotated[
-    Path | None, typer.Option("--model", "--checkpoint", help="Run folder or checkpoint. Default: the newest run.")
+    Path | None,
+    typer.Option("--model", "--checkpoint", help="Run folder, checkpoint or exported folder. Default: the newest run."),
 ]
 TemperatureOption = Annotated[float, typer.Option(help="0 takes the likeliest token; higher is more varied.")]
 TopKOption = Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0 from all.")]

@@ -40,16 +40,16 @@ def tokens(
 
     Example: mlx-codegen inspect tokens "for f in *.log; do"
     """
-    from mlx_codegen.checkpoint import load_checkpoint
     from mlx_codegen.generation.engine import find_checkpoint
     from mlx_codegen.generation.prompts import unescape_newlines
+    from mlx_codegen.hub.folder import open_checkpoint
     from mlx_codegen.inspect.pieces import pieces
 
     _check_html(html, force)
     if not text:
         raise UserError('the text is empty; give one, for example: mlx-codegen inspect tokens "ls -l"')
     file = find_checkpoint(model or newest_run())
-    tokenizer = load_checkpoint(file).tokenizer
+    tokenizer = open_checkpoint(file).tokenizer
     cut = pieces(tokenizer, tokenizer.encode(unescape_newlines(text)))
     if html is not None:
         from mlx_codegen.inspect.page import tokens_page

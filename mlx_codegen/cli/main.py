@@ -14,6 +14,7 @@ from mlx_codegen.cli import (
     demo,
     doctor,
     evaluate,
+    export,
     generate,
     inspect,
     prepare,
@@ -53,6 +54,7 @@ app.command()(chat.chat)
 app.command()(evaluate.evaluate)
 app.command()(compare_temperatures.compare_temperatures)
 app.command()(demo.demo)
+app.command()(export.export)
 app.command()(prepare.prepare)
 app.command()(sizes.sizes)
 app.command()(doctor.doctor)

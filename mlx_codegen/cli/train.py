@@ -36,7 +36,7 @@ def train(
     phase: Annotated[Phase | None, typer.Option(help="Only this phase. Default: all that the config has.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run where it stopped.")] = False,
     init_from: Annotated[
-        Path | None, typer.Option(metavar="CHECKPOINT", help="Start from the weights of this checkpoint.")
+        Path | None, typer.Option(metavar="CHECKPOINT", help="Start from the weights of this checkpoint or exported folder.")
     ] = None,
     name: NameOption = None,
     overrides: SetOption = None,

@@ -21,6 +21,7 @@ from mlx_codegen.config import PHASES, PhaseConfig, PhaseName, RunConfig, build_
 from mlx_codegen.data.batches import TrainingBatches, open_token_files, validation_batches
 from mlx_codegen.data.prepare import prepare_phase, read_manifest, source_fingerprint, training_texts
 from mlx_codegen.errors import UserError
+from mlx_codegen.hub.folder import open_checkpoint
 from mlx_codegen.model import Transformer
 from mlx_codegen.observer import Observer, Observers
 from mlx_codegen.tokenizer import Tokenizer, train_tokenizer
@@ -80,12 +81,13 @@ def train_run(
 ) -> str:
     """Train phases of a run, one after the other. Returns `finished` or `interrupted`.
 
-    `resume` continues what is in the folder; `init_from` starts from another checkpoint's weights (and tokenizer);
+    `resume` continues what is in the folder; `init_from` starts from the weights (and tokenizer) of another
+    checkpoint or exported folder;
     never both. Raises UserError for anything that the person can put right.
     """
     if resume and init_from is not None:
         raise UserError("--resume continues this run and --init-from starts a new one from other weights: give only one")
-    start = load_checkpoint(init_from) if init_from is not None else None
+    start = open_checkpoint(init_from) if init_from is not None else None
     tokenizer = prepare_run(folder, config, phases, observer, start=start, tokenizer_path=tokenizer_path, resume=resume)
     observer = Observers([observer, MetricsLog(folder.metrics_file)])
     try:
