@@ -38,7 +38,7 @@ from mlx_codegen.training.phases import RunFolder, train_run
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 FAMILIES: tuple[Family, ...] = ("gpt2", "gpt_neox", "llama")
 REQUEST = "Create a backup script"
-Trained = Callable[[str], Path]
+Checkpoints = Callable[[str], Path]
 
 
 def greedy(path: Path) -> str:
@@ -52,9 +52,9 @@ def logits(path: Path) -> mx.array:
 
 
 @pytest.fixture
-def exported(trained_family: Trained, tmp_path: Path) -> Path:
+def exported(family_checkpoint: Checkpoints, tmp_path: Path) -> Path:
     """A folder of a test's own, to spoil."""
-    export_model(trained_family("gpt2"), tmp_path / "model", "float32")
+    export_model(family_checkpoint("gpt2"), tmp_path / "model", "float32")
     return tmp_path / "model"
 
 
@@ -74,9 +74,9 @@ def test_layouts_are_inverse(family: Family, bias: bool) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_comes_back(family: Family, trained_family: Trained, tmp_path: Path) -> None:
+def test_a_model_comes_back(family: Family, family_checkpoint: Checkpoints, tmp_path: Path) -> None:
     """Weights, tokenizer, sizes, progress, configuration and text are the same as before."""
-    path, folder = trained_family(family), tmp_path / family
+    path, folder = family_checkpoint(family), tmp_path / family
     export_model(path, folder, "float32")
     before, after = load_checkpoint(path), load_folder(folder)
     assert before.weights.keys() == after.weights.keys()
@@ -89,11 +89,11 @@ def test_a_model_comes_back(family: Family, trained_family: Trained, tmp_path: P
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 1e-3), ("bfloat16", 1e-2)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_half_precision_rounds_and_no_more(
-    family: Family, dtype: Any, tolerance: float, trained_family: Trained, tmp_path: Path
+    family: Family, dtype: Any, tolerance: float, family_checkpoint: Checkpoints, tmp_path: Path
 ) -> None:
     """Logits are those of the checkpoint within the type's rounding; the weights open as float32."""
-    export_model(trained_family(family), tmp_path / "model", dtype)
-    scores, expected = logits(tmp_path / "model"), logits(trained_family(family))
+    export_model(family_checkpoint(family), tmp_path / "model", dtype)
+    scores, expected = logits(tmp_path / "model"), logits(family_checkpoint(family))
     assert 0 < mx.abs(scores - expected).max().item() < tolerance * mx.abs(expected).max().item()
     with safe_open(tmp_path / "model" / "model.safetensors", framework="numpy") as file:
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {{"float16": "F16"}.get(dtype, "BF16")}  # noqa: SIM118
@@ -103,9 +103,11 @@ def test_half_precision_rounds_and_no_more(
 @pytest.mark.parametrize(
     ("family", "bits", "tolerance"), [("gpt2", 4, 0.5), ("gpt2", 8, 0.02), ("gpt_neox", 8, 0.02), ("llama", 8, 0.02)]
 )
-def test_quantised_models_open_too(family: Family, bits: int, tolerance: float, trained_family: Trained, tmp_path: Path) -> None:
+def test_quantised_models_open_too(
+    family: Family, bits: int, tolerance: float, family_checkpoint: Checkpoints, tmp_path: Path
+) -> None:
     """Logits stay close, the file shrinks; bits per byte before and after are told."""
-    folder, path = tmp_path / "model", trained_family(family)
+    folder, path = tmp_path / "model", family_checkpoint(family)
     result = export_model(path, folder, "float32", bits)
     assert result.bits_per_byte is not None
     before, after = result.bits_per_byte
@@ -117,20 +119,20 @@ def test_quantised_models_open_too(family: Family, bits: int, tolerance: float, 
     assert (folder / "model.safetensors").stat().st_size < size * (bits + 2) / 32
 
 
-def test_an_exported_folder_is_exported_again(trained_family: Trained, tmp_path: Path) -> None:
+def test_an_exported_folder_is_exported_again(family_checkpoint: Checkpoints, tmp_path: Path) -> None:
     """A release in float32 becomes one in float16 as if it came from the checkpoint, facts included."""
-    export_model(trained_family("llama"), tmp_path / "first", "float32")
+    export_model(family_checkpoint("llama"), tmp_path / "first", "float32")
     export_model(tmp_path / "first", tmp_path / "second")
-    export_model(trained_family("llama"), tmp_path / "direct")
+    export_model(family_checkpoint("llama"), tmp_path / "direct")
     assert read_facts(tmp_path / "second") == read_facts(tmp_path / "direct")
 
 
-def test_shards_stay_small_and_come_back(trained_family: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_stay_small_and_come_back(family_checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No shard exceeds the limit, but for an array that does alone; the index names each array's file."""
     limit = 150_000
     monkeypatch.setattr(export_module, "SHARD_BYTES", limit)
     monkeypatch.setattr(export_module, "HEADER_BYTES", 4_000)
-    result = export_model(trained_family("gpt2"), tmp_path / "model", "float32")
+    result = export_model(family_checkpoint("gpt2"), tmp_path / "model", "float32")
     shards = sorted((tmp_path / "model").glob("model-*.safetensors"))
     assert len(shards) == result.weight_files >= 3
     assert shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors"
@@ -139,7 +141,7 @@ def test_shards_stay_small_and_come_back(trained_family: Trained, tmp_path: Path
     for shard in shards:
         with safe_open(shard, framework="numpy") as file:
             assert set(file.keys()) == {name for name, place in index.items() if place == shard.name}
-    assert greedy(tmp_path / "model") == greedy(trained_family("gpt2"))
+    assert greedy(tmp_path / "model") == greedy(family_checkpoint("gpt2"))
 
 
 @pytest.mark.parametrize("quantize", [None, 8])
@@ -210,23 +212,23 @@ def test_paths_on_the_trainers_disk_stay_private(trained_run: TrainedRun, tmp_pa
 # --- whole or not at all ---
 
 
-def test_a_folder_that_holds_something_is_not_touched(exported: Path, trained_family: Trained, tmp_path: Path) -> None:
+def test_a_folder_that_holds_something_is_not_touched(exported: Path, family_checkpoint: Checkpoints, tmp_path: Path) -> None:
     """An empty one is used; a file is refused."""
     before = {file.name: file.read_bytes() for file in exported.iterdir()}
     with pytest.raises(UserError, match="model is not empty; export to a new folder"):
-        export_model(trained_family("gpt2"), exported)
+        export_model(family_checkpoint("gpt2"), exported)
     assert {file.name: file.read_bytes() for file in exported.iterdir()} == before
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="is a file"):
-        export_model(trained_family("gpt2"), tmp_path / "file")
+        export_model(family_checkpoint("gpt2"), tmp_path / "file")
     (tmp_path / "empty").mkdir()
-    export_model(trained_family("gpt2"), tmp_path / "empty")
+    export_model(family_checkpoint("gpt2"), tmp_path / "empty")
     assert greedy(tmp_path / "empty")
 
 
-def test_nothing_is_left_of_a_failed_export(trained_family: Trained, tmp_path: Path) -> None:
+def test_nothing_is_left_of_a_failed_export(family_checkpoint: Checkpoints, tmp_path: Path) -> None:
     """Neither half a folder nor a temporary one; what a killed process left is removed by the next."""
-    checkpoint = load_checkpoint(trained_family("gpt2"))
+    checkpoint = load_checkpoint(family_checkpoint("gpt2"))
     model = checkpoint.build_model()
     model.final_norm.weight[0] = 1e6
     save_model(tmp_path / "large.safetensors", model, checkpoint.tokenizer)
@@ -241,7 +243,7 @@ def test_nothing_is_left_of_a_failed_export(trained_family: Trained, tmp_path: P
     assert sorted(file.name for file in tmp_path.iterdir()) == ["large.safetensors", "model"]
 
 
-def test_a_full_disk_is_one_line(trained_family: Trained, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line(family_checkpoint: Checkpoints, tmp_path: Path) -> None:
     """A limit on the size of files stands for a full disk; nothing of the folder remains."""
     code = (
         "import resource, signal, sys, mlx_codegen\n"
@@ -250,7 +252,7 @@ def test_a_full_disk_is_one_line(trained_family: Trained, tmp_path: Path) -> Non
         "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))\n"
         "sys.exit(run(sys.argv[1:]))"
     )
-    arguments = ["export", str(trained_family("gpt2")), str(tmp_path / "model")]
+    arguments = ["export", str(family_checkpoint("gpt2")), str(tmp_path / "model")]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: no space left on disk")
@@ -430,19 +432,19 @@ def test_a_bad_folder_is_one_line(
     assert message in captured.err
 
 
-def test_quantised_weights_must_fit_their_description(trained_family: Trained, tmp_path: Path) -> None:
+def test_quantised_weights_must_fit_their_description(family_checkpoint: Checkpoints, tmp_path: Path) -> None:
     """A config.json of other bits or groups than the weights have gives no model."""
-    export_model(trained_family("llama"), tmp_path / "model", quantize=8)
+    export_model(family_checkpoint("llama"), tmp_path / "model", quantize=8)
     for wrong in ("much", {"bits": 4}, {"bits": 4, "group_size": 64}, {"bits": 8, "group_size": 32}):
         edit_config(quantization=wrong)(tmp_path / "model")
         with pytest.raises(UserError, match=r"quantised weights do not fit config.json|has shape"):
             open_checkpoint(tmp_path / "model")
 
 
-def test_a_missing_shard_is_named(trained_family: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_shard_is_named(family_checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the array that happens to be in it."""
     monkeypatch.setattr(export_module, "SHARD_BYTES", 240_000)
-    export_model(trained_family("llama"), tmp_path / "model", "float32")
+    export_model(family_checkpoint("llama"), tmp_path / "model", "float32")
     shard = sorted((tmp_path / "model").glob("model-*.safetensors"))[1]
     shard.unlink()
     with pytest.raises(UserError, match=rf"has no {shard.name}, one of \d files with weights; copy the whole folder"):

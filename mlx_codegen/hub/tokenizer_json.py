@@ -59,7 +59,7 @@ def tokenizer_config(context_length: int, *, chat: bool) -> dict[str, Any]:
 def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     """Pairs of pieces that make a third, in the order in which SentencePiece prefers the third."""
     scores = tokenizer.piece_scores()
-    found = []
+    found: list[tuple[float, int, tuple[str, str]]] = []
     for piece, score in scores.items():
         for cut in range(len(piece) - 1, 0, -1):  # of the ways to make one piece, the longer left part first
             if piece[:cut] in scores and piece[cut:] in scores:
