@@ -45,12 +45,6 @@ def greedy(path: Path) -> str:
     return mlx_codegen.load(path).generate(REQUEST, temperature=0, max_tokens=40)
 
 
-def logits(path: Path) -> mx.array:
-    engine = mlx_codegen.load(path)
-    _, ids = engine.encode_prompt(REQUEST)
-    return engine.model(mx.array([ids]))
-
-
 @pytest.fixture
 def exported(family_checkpoint: Checkpoints, tmp_path: Path) -> Path:
     """A folder of a test's own, to spoil."""
@@ -86,35 +80,30 @@ def test_a_model_comes_back(family: Family, family_checkpoint: Checkpoints, tmp_
     assert greedy(folder) == greedy(path)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 1e-3), ("bfloat16", 1e-2)])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_half_precision_rounds_and_no_more(
-    family: Family, dtype: Any, tolerance: float, family_checkpoint: Checkpoints, tmp_path: Path
-) -> None:
-    """Logits are those of the checkpoint within the type's rounding; the weights open as float32."""
-    export_model(family_checkpoint(family), tmp_path / "model", dtype)
-    scores, expected = logits(tmp_path / "model"), logits(family_checkpoint(family))
-    assert 0 < mx.abs(scores - expected).max().item() < tolerance * mx.abs(expected).max().item()
+@pytest.mark.parametrize(("dtype", "name_in_file"), [("float16", "F16"), ("bfloat16", "BF16")])
+def test_half_precision_rounds_and_no_more(dtype: Any, name_in_file: str, family_checkpoint: Checkpoints, tmp_path: Path) -> None:
+    """Weights open as float32, rounded once."""
+    export_model(family_checkpoint("gpt_neox"), tmp_path / "model", dtype)
     with safe_open(tmp_path / "model" / "model.safetensors", framework="numpy") as file:
-        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {{"float16": "F16"}.get(dtype, "BF16")}  # noqa: SIM118
-    assert {value.dtype for value in load_folder(tmp_path / "model").weights.values()} == {mx.float32}
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {name_in_file}  # noqa: SIM118 (not a dict)
+    weights = load_folder(tmp_path / "model").weights
+    for name, value in load_checkpoint(family_checkpoint("gpt_neox")).weights.items():
+        assert weights[name].dtype == mx.float32
+        assert mx.array_equal(weights[name], value.astype(getattr(mx, dtype)).astype(mx.float32)).item()
 
 
-@pytest.mark.parametrize(
-    ("family", "bits", "tolerance"), [("gpt2", 4, 0.5), ("gpt2", 8, 0.02), ("gpt_neox", 8, 0.02), ("llama", 8, 0.02)]
-)
-def test_quantised_models_open_too(
-    family: Family, bits: int, tolerance: float, family_checkpoint: Checkpoints, tmp_path: Path
-) -> None:
-    """Logits stay close, the file shrinks; bits per byte before and after are told."""
+@pytest.mark.parametrize(("family", "bits"), [("gpt2", 4), ("gpt_neox", 8), ("llama", 4)])
+def test_quantised_models_open_too(family: Family, bits: int, family_checkpoint: Checkpoints, tmp_path: Path) -> None:
+    """No weight is off by more than a step; the file shrinks; bits per byte before and after are told."""
     folder, path = tmp_path / "model", family_checkpoint(family)
     result = export_model(path, folder, "float32", bits)
     assert result.bits_per_byte is not None
     before, after = result.bits_per_byte
     assert 0 < abs(after / before - 1) < 0.05
-    assert read_facts(folder)["quantization"]["bits"] == bits
-    expected = logits(path)
-    assert 0 < mx.abs(logits(folder) - expected).max().item() < tolerance * mx.abs(expected).max().item()
+    weights = load_folder(folder).weights
+    for name, value in load_checkpoint(path).weights.items():
+        error, step = mx.abs(weights[name] - value).max().item(), (value.max() - value.min()).item() / (2**bits - 1)
+        assert 0 < error < step if value.ndim == 2 else error == 0
     size = sum(value.nbytes for value in load_checkpoint(path).weights.values())
     assert (folder / "model.safetensors").stat().st_size < size * (bits + 2) / 32
 

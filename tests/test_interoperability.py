@@ -5,6 +5,7 @@ The cheap ones run with all tests. The marked ones start the tools themselves: `
 
 import http.client
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
@@ -67,7 +69,8 @@ def greedy(engine: Engine) -> str:
 
 def run_tools(*commands: list[str]) -> list[str]:
     """What each of these command lines printed."""
-    done = subprocess.run([sys.executable, "-c", TOOLS, json.dumps(commands)], capture_output=True, text=True)
+    command = [sys.executable, "-c", TOOLS, json.dumps(commands)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     outputs = done.stdout.split("=====\n")
     assert outputs.pop() == ""
@@ -194,38 +197,49 @@ def test_mlx_lm_server(exported: Callable[[str], Path], engine: Callable[[str], 
     assert completion["choices"][0]["text"] == greedy(engine("gpt2"))
 
 
+def write_jsonl(folder: Path, rows: list[dict[str, str]]) -> Path:
+    """A folder of training data as `mlx_lm.lora` wants it."""
+    folder.mkdir()
+    for name in ("train", "valid"):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def mean_loss(folder: Path, adapter: Path | None, texts: list[str]) -> float:
+    """What a model makes of texts, with or without an adapter, in nats per token."""
+    import mlx_lm
+
+    model, tokenizer = mlx_lm.load(str(folder), adapter_path=None if adapter is None else str(adapter))
+    losses = []
+    for text in texts:
+        ids = tokenizer.encode(text)[:128]
+        losses.append(nn.losses.cross_entropy(model(mx.array([ids[:-1]])), mx.array([ids[1:]])).mean().item())
+    return sum(losses) / len(losses)
+
+
 @pytest.mark.interoperability
 def test_mlx_lm_lora(exported: Callable[[str], Path], tmp_path: Path) -> None:
-    """A short training on a person's own scripts makes an adapter that learned something, and text is written with it."""
+    """A short training on a person's own scripts, plain or as requests and answers, makes an adapter that has learned
+    them, and text is written with it."""
     scripts = list(islice(read_documents(SourceConfig(name="bash", bundled="bash")), 24))
     pairs = [{"prompt": f"Say {word}", "completion": f"#!/bin/bash\necho {word}\n"} for word in ("hello", "yes", "no", "why")]
-    data = tmp_path / "data"
-    data.mkdir()
-    for name, rows in (
-        ("train", [{"text": script} for script in scripts]),
-        ("valid", [{"text": script} for script in scripts[:4]]),
-    ):
-        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    paired = tmp_path / "paired"
-    paired.mkdir()
-    for name in ("train", "valid"):
-        (paired / f"{name}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-
-    def train(family: str, data: Path) -> list[str]:
-        limits = ["--iters", "6", "--batch-size", "2", "--num-layers", "2", "--max-seq-length", "128", "--val-batches", "1"]
-        adapter = ["--adapter-path", str(tmp_path / family), "--learning-rate", "1e-3", "--steps-per-report", "2"]
-        return ["lora", "--model", str(exported(family)), "--train", "--data", str(data), *limits, *adapter]
-
-    log, text, _ = run_tools(
-        train("llama", data),
-        generate_command(exported("llama"), "--adapter-path", str(tmp_path / "llama")),
-        train("gpt2", paired),
-    )
-    assert "Iter 6: Train loss" in log
-    assert text.strip()
-    for family in ("llama", "gpt2"):
-        adapter = mx.load(str(tmp_path / family / "adapters.safetensors"))
-        assert any(mx.abs(value).max().item() > 0 for name, value in adapter.items() if name.endswith("lora_b"))
+    data = {
+        "llama": write_jsonl(tmp_path / "scripts", [{"text": script} for script in scripts]),
+        "gpt2": write_jsonl(tmp_path / "pairs", pairs),
+    }
+    texts = {"llama": scripts, "gpt2": [f"#!/bin/bash\n# {pair['prompt']}\n{pair['completion'][12:]}" for pair in pairs]}
+    settings = ["--iters", "10", "--batch-size", "4", "--num-layers", "2", "--max-seq-length", "128", "--val-batches", "1"]
+    commands = []
+    for family, folder in data.items():
+        adapter = str(tmp_path / family)
+        training = ["--data", str(folder), "--adapter-path", adapter, "--learning-rate", "1e-3"]
+        commands.append(["lora", "--model", str(exported(family)), "--train", *training, *settings])
+        commands.append(generate_command(exported(family), "--adapter-path", adapter))
+    _, llama_text, _, gpt2_text = run_tools(*commands)
+    assert llama_text.strip() and gpt2_text.strip()
+    for family in data:
+        before = mean_loss(exported(family), None, texts[family])
+        assert mean_loss(exported(family), tmp_path / family, texts[family]) < before - 0.1
 
 
 @pytest.mark.interoperability

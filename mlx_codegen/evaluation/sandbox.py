@@ -57,7 +57,7 @@ class Limits:
     memory_megabytes: int = 512
     """Address space of each process."""
     disk_megabytes: int = 64
-    """The private root, and /usr/local and /dev/shm likewise; a single file may have a quarter."""
+    """The private root, and /dev/shm likewise; a single file may have a quarter."""
     output_bytes: int = 64 * 1024
     """What is kept of each of the two outputs."""
 
@@ -172,9 +172,10 @@ def _linux_command(task: Path, limits: Limits) -> list[str]:
         "--hostname",
         "sandbox",
     ]
-    command += ["--clearenv", "--size", size, "--tmpfs", "/", "--ro-bind", "/usr", "/usr"]
-    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
-        path = Path("/", name)
+    command += ["--clearenv", "--size", size, "--tmpfs", "/"]
+    # Not /usr/local: what the machine's owner put there is no part of a script's world, and scripts install programs there
+    parts = [path for path in sorted(Path("/usr").iterdir()) if path.name != "local"]
+    for path in (*parts, *(Path("/", name) for name in ("bin", "sbin", "lib", "lib32", "lib64"))):
         if path.is_symlink():
             command += ["--symlink", str(path.readlink()), str(path)]
         elif path.is_dir():
@@ -190,8 +191,6 @@ def _linux_command(task: Path, limits: Limits) -> list[str]:
     ]
     # /dev and /dev/shm would be two more disks to fill
     command += ["--proc", "/proc", "--dev", "/dev", "--size", size, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
-    # Programs of the machine's owner are no part of a script's world, and scripts install programs there
-    command += ["--size", size, "--tmpfs", "/usr/local"]
     for folder in (*FOLDERS, *INNER_FOLDERS):
         command += ["--dir", f"/{folder}"]
     command += ["--ro-bind", str(stub_folder()), "/run/stubs", "--ro-bind", str(task), "/run/task"]
