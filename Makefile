@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: demo test lint format bench install cuda clean help
+.PHONY: demo test test-interoperability lint format bench install cuda clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +24,11 @@ demo: install
 
 test: $(VENV)/.dev-installed
 	@$(BIN)/python -m pytest
+
+# Needs torch (about 500 MB); mlx-lm's tools and transformers open what we export
+test-interoperability: $(VENV)/.dev-installed
+	@$(PIP) install --quiet -e ".[interoperability]"
+	@$(BIN)/python -m pytest -m "" tests/test_interoperability.py
 
 lint: $(VENV)/.dev-installed
 	@$(BIN)/ruff check .
