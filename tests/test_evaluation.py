@@ -13,10 +13,11 @@ from tiny_run import TrainedRun
 import mlx_codegen
 from mlx_codegen.cli.main import run as command_line
 from mlx_codegen.data.tasks import Rendering, Task, load_tasks, render_check
-from mlx_codegen.evaluation.accepted import accepted_figures
+from mlx_codegen.evaluation.accepted import measure_accepted
+from mlx_codegen.evaluation.context import Context, Settings
 from mlx_codegen.evaluation.figures import Figure, mean_of, pass_at_k
 from mlx_codegen.evaluation.functional import functional_figures, run_samples
-from mlx_codegen.evaluation.report import Report, Settings, as_json, as_markdown
+from mlx_codegen.evaluation.report import Report, as_json, as_markdown
 from mlx_codegen.evaluation.samples import Sample, draw_samples, held_out_renderings
 from mlx_codegen.evaluation.sandbox import why_unavailable
 from mlx_codegen.evaluation.syntax import checks_arguments, repeated_share, syntax_figures
@@ -178,8 +179,9 @@ def test_evaluate_command(trained_run: TrainedRun, tmp_path: Path, capfd: pytest
 def test_accepted_answers_are_counted_with_their_cost(trained_run: TrainedRun) -> None:
     """Tokens are those of all texts that were written until one parsed."""
     engine = mlx_codegen.load(trained_run.folder.path)
-    chosen = sorted(RENDERINGS, key=lambda r: len(r.prompt))[:3]
-    figures = accepted_figures(engine, chosen, 1, max_tokens=10).figures
+    context = Context(engine, [], Settings(seed=1, max_tokens=10))
+    context.renderings = sorted(RENDERINGS, key=lambda r: len(r.prompt))[:3]
+    figures = measure_accepted(context).figures
     assert figures["prompts that get valid bash"].samples == 3
     accepted = figures["tokens written for an accepted text"]
     assert accepted.samples == round(3 * figures["prompts that get valid bash"].value)

@@ -6,13 +6,11 @@ from typing import Annotated
 
 import typer
 
-from mlx_codegen.errors import UserError
-
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Run folder, checkpoint or exported model.")],
     only: Annotated[
-        list[str] | None, typer.Option(help="A part: syntax, function, accepted. Repeatable. Default: syntax, function.")
+        list[str] | None, typer.Option(help="A part, see above. Repeatable. Default: all that takes minutes and not hours.")
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Texts for each test prompt.")] = 4,
     temperature: Annotated[float, typer.Option(help="How varied the texts are.")] = 0.8,
@@ -23,7 +21,10 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the report goes. Default: beside the model.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Sandboxes at a time.")] = os.cpu_count() or 1,
 ) -> None:
-    """Measure a model on the test part of the bundled tasks, which training never sees.
+    """Measure a model on texts and tasks that training never saw.
+
+    Parts: syntax (do scripts parse, does shellcheck find anything), function (they are run and checked), accepted (what
+    --valid gives; only when asked for).
 
     Example: mlx-codegen evaluate runs/tiny --only syntax --samples 2
     """
@@ -31,13 +32,13 @@ def evaluate(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from mlx_codegen.cli.corpus import load as load_tasks
-    from mlx_codegen.evaluation.report import PARTS, USUAL_PARTS, Settings, as_json, as_markdown
+    from mlx_codegen.evaluation.context import Context, Settings
+    from mlx_codegen.evaluation.report import USUAL_PARTS, as_json, as_markdown, check_parts
     from mlx_codegen.evaluation.report import evaluate as run_parts
     from mlx_codegen.generation.engine import check_sampling, find_checkpoint, load
 
     parts = tuple(only) if only else USUAL_PARTS
-    if unknown := sorted(set(parts) - set(PARTS)):
-        raise UserError(f"--only {unknown[0]}: no such part; there are: {', '.join(PARTS)}")
+    check_parts(parts)
     check_sampling({"temperature": temperature, "max_tokens": max_tokens, "seed": seed})
     settings = Settings(parts, samples, temperature, max_tokens, seed, seen, unseen, jobs)
     checkpoint = find_checkpoint(model)
@@ -52,7 +53,7 @@ def evaluate(
                 bars[what] = progress.add_task(what, total=total)
             progress.update(bars[what], completed=done)  # type: ignore[arg-type]
 
-        report = run_parts(engine, load_tasks(None), settings, on_progress)
+        report = run_parts(Context(engine, load_tasks(None), settings, on_progress))
     draw(report)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (("report.json", as_json(report)), ("report.md", as_markdown(report))):

@@ -6,11 +6,22 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from mlx_codegen.data.tasks import Task, render_check
+from mlx_codegen.evaluation.context import Context
 from mlx_codegen.evaluation.figures import Figure, PartResult, mean_of, pass_at_k
 from mlx_codegen.evaluation.samples import Sample
-from mlx_codegen.evaluation.sandbox import SETUP_FAILED, Limits, run_script
+from mlx_codegen.evaluation.sandbox import SETUP_FAILED, Limits, run_script, why_unavailable
 
 LIMITS = Limits(seconds=5)
+TITLE = "Scripts that do what was asked, by running them"
+
+
+def measure_function(context: Context) -> PartResult:
+    """Runs every script; left out, with a note, where there is no sandbox."""
+    if reason := why_unavailable():
+        return PartResult("function", TITLE, notes=[f"left out: no sandbox: {reason}"])
+    by_name = {task.name: task for task in context.tasks}
+    passed = run_samples(context.samples, by_name, context.settings.jobs, partial(context.on_progress, "running"))
+    return functional_figures(context.samples, passed, context.settings.samples)
 
 
 def run_samples(
@@ -40,7 +51,7 @@ def _is_of(category: str, sample: Sample) -> bool:
 
 def functional_figures(samples: list[Sample], passed: list[bool], per_prompt: int) -> PartResult:
     """pass@1 and pass@k: seen tasks with unseen values and unseen tasks apart, and by category."""
-    result = PartResult("function", "Scripts that do what was asked, by running them")
+    result = PartResult("function", TITLE)
     by_prompt: dict[tuple[str, str], list[tuple[Sample, bool]]] = defaultdict(list)
     for sample, good in zip(samples, passed, strict=True):
         by_prompt[sample.rendering.task, sample.rendering.prompt].append((sample, good))

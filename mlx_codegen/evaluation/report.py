@@ -5,39 +5,24 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 
-from mlx_codegen.data.tasks import Task
 from mlx_codegen.errors import UserError
-from mlx_codegen.evaluation.accepted import accepted_figures
+from mlx_codegen.evaluation.accepted import measure_accepted
+from mlx_codegen.evaluation.context import Context, Settings
 from mlx_codegen.evaluation.figures import Figure, PartResult
-from mlx_codegen.evaluation.functional import functional_figures, run_samples
-from mlx_codegen.evaluation.samples import Sample, draw_samples, held_out_renderings
-from mlx_codegen.evaluation.sandbox import why_unavailable
-from mlx_codegen.evaluation.syntax import syntax_figures
-from mlx_codegen.generation.engine import Engine
+from mlx_codegen.evaluation.functional import measure_function
+from mlx_codegen.evaluation.syntax import measure_syntax
 
-PARTS = ("syntax", "function", "accepted")
-USUAL_PARTS = ("syntax", "function")
-"""`accepted` writes eight texts and more for every prompt, so it is measured when it is asked for."""
-
-
-@dataclass
-class Settings:
-    """What is measured, and how the texts are drawn."""
-
-    parts: tuple[str, ...] = USUAL_PARTS
-    samples: int = 4
-    """Texts for each prompt."""
-    temperature: float = 0.8
-    max_tokens: int = 300
-    seed: int = 0
-    seen: int = 1
-    """Test prompts of each task that was trained on, with values that were not."""
-    unseen: int = 3
-    """Test prompts of each held-out task."""
-    jobs: int = 2
+# Each part measures one thing; a note in its result says what was left out and why.
+PARTS: dict[str, Callable[[Context], PartResult]] = {
+    "syntax": measure_syntax,
+    "function": measure_function,
+    "accepted": measure_accepted,
+}
+RARE_PARTS = ("accepted",)
+"""Measured only when asked for: `accepted` writes eight texts and more for every prompt."""
+USUAL_PARTS = tuple(part for part in PARTS if part not in RARE_PARTS)
 
 
 @dataclass
@@ -49,37 +34,19 @@ class Report:
     parts: list[PartResult] = field(default_factory=list)
 
 
-def evaluate(
-    engine: Engine,
-    tasks: list[Task],
-    settings: Settings,
-    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
-) -> Report:
-    """Measures the parts asked for; raises UserError for an unknown one. `on_progress` hears what is done of how much."""
-    if unknown := sorted(set(settings.parts) - set(PARTS)):
-        raise UserError(f"no part of the evaluation is called {unknown[0]}; there are: {', '.join(PARTS)}")
-    report = Report(engine.origin, settings)
-    renderings = held_out_renderings(tasks, settings.seen, settings.unseen, settings.seed)
-    sampling = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
-    samples: list[Sample] = []
-    if {"syntax", "function"} & set(settings.parts):
-        unseen = {task.name for task in tasks if task.held_out}
-        progress = partial(on_progress, "writing")
-        samples = draw_samples(engine, renderings, unseen, settings.samples, settings.seed, progress, **sampling)
-    if "syntax" in settings.parts:
-        report.parts.append(syntax_figures(samples))
-    if "function" in settings.parts:
-        if reason := why_unavailable():
-            report.parts.append(
-                PartResult("function", "Scripts that do what was asked", notes=[f"left out: no sandbox: {reason}"])
-            )
-        else:
-            by_name = {task.name: task for task in tasks}
-            passed = run_samples(samples, by_name, settings.jobs, partial(on_progress, "running"))
-            report.parts.append(functional_figures(samples, passed, settings.samples))
-    if "accepted" in settings.parts:
-        report.parts.append(accepted_figures(engine, renderings, settings.seed, partial(on_progress, "accepting"), **sampling))
+def evaluate(context: Context) -> Report:
+    """Measures the parts asked for; raises UserError for an unknown one."""
+    check_parts(context.settings.parts)
+    report = Report(context.engine.origin, context.settings)
+    for name in context.settings.parts:
+        report.parts.append(PARTS[name](context))
     return report
+
+
+def check_parts(names: tuple[str, ...]) -> None:
+    """Raises UserError for a name that no part has."""
+    if unknown := sorted(set(names) - set(PARTS)):
+        raise UserError(f"--only {unknown[0]}: no such part; there are: {', '.join(PARTS)}")
 
 
 def as_json(report: Report) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 
+from mlx_codegen.evaluation.context import Context
 from mlx_codegen.evaluation.figures import Figure, PartResult, mean_of
 from mlx_codegen.evaluation.samples import Sample
 from mlx_codegen.generation.verify import Finding, shellcheck, shellcheck_path, syntax_error
@@ -30,6 +31,11 @@ def answer_code(sample: Sample) -> str:
 def is_valid(sample: Sample) -> bool:
     """Whether it parses and does anything at all: an empty answer and one that only repeats its prompt are no scripts."""
     return bool(answer_code(sample)) and syntax_error(sample.script) is None
+
+
+def measure_syntax(context: Context) -> PartResult:
+    """Looks at what the model writes for the test prompts."""
+    return syntax_figures(context.samples)
 
 
 def syntax_figures(samples: list[Sample]) -> PartResult:
