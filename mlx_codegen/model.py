@@ -13,9 +13,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_codegen.activations import gelu
+from mlx_codegen.activations import gelu, silu
 from mlx_codegen.config import ModelConfig
-from mlx_codegen.exponential import causal_attention, runs_on_float32_cpu
+from mlx_codegen.cpu_attention import causal_attention
+from mlx_codegen.exponential import runs_on_float32_cpu
 
 INIT_STD = 0.02  # GPT-2's standard deviation for all matrices
 NORM_EPSILON = 1e-5
@@ -75,8 +76,9 @@ class CausalSelfAttention(nn.Module):
 
     def __call__(self, x: mx.array, cache: KVCache | None = None, mask: mx.array | None = None) -> mx.array:
         B, T, C = x.shape
-        qkv = self.qkv_proj(x).reshape(B, T, 3, self.n_heads, self.head_dim)  # (B, T, 3, H, D)
-        queries, keys, values = (qkv[:, :, part].transpose(0, 2, 1, 3) for part in range(3))  # (B, H, T, D) each
+        # (B, T, 3 C) is cut into three, and each (B, T, C) into heads (B, H, T, D)
+        heads = (B, T, self.n_heads, self.head_dim)
+        queries, keys, values = (part.reshape(heads).transpose(0, 2, 1, 3) for part in mx.split(self.qkv_proj(x), 3, axis=-1))
         if self.rope_theta is not None:
             position = cache.dropped + cache.offset if cache is not None else 0
             queries, keys = self._rotate(queries, position), self._rotate(keys, position)
@@ -121,7 +123,7 @@ class SwiGluMLP(nn.Module):
         self.down_proj = nn.Linear(config.hidden_dim, config.d_model, bias=config.bias)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
@@ -225,9 +227,13 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Scores `(B, T, V)` of hidden states `(B, T, C)`."""
+        return hidden @ self.output_table().T
+
+    def output_table(self) -> mx.array:
+        """The matrix `(V, C)` that scores each token."""
         if self.config.family == "gpt_neox":
-            return self.output_proj(hidden)
-        return self.token_embedding.as_linear(hidden)  # tied: a token is scored by its own embedding
+            return self.output_proj.weight
+        return self.token_embedding.weight  # tied: a token is scored by its own embedding
 
     def make_cache(self) -> list[KVCache]:
         """An empty cache for one generation, with room for the whole context."""

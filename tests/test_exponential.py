@@ -5,7 +5,10 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlx_codegen.exponential import QUERY_BLOCK, causal_attention, cross_entropy, exp
+from mlx_codegen import cpu_loss
+from mlx_codegen.cpu_attention import QUERY_BLOCK, causal_attention
+from mlx_codegen.cpu_loss import token_cross_entropy, total_cross_entropy
+from mlx_codegen.exponential import exp
 
 
 def test_exp_is_exact_to_float32_over_its_range() -> None:
@@ -16,8 +19,9 @@ def test_exp_is_exact_to_float32_over_its_range() -> None:
     assert error[np.abs(x) < 10].max() < 2e-6
 
 
-def test_exp_of_very_negative_numbers_is_next_to_nothing() -> None:
-    assert (np.array(exp(mx.array([-1e4, -mx.inf, -200.0]))) < 2e-38).all()
+def test_exp_of_very_negative_numbers_is_nothing_and_nan_stays() -> None:
+    assert (np.array(exp(mx.array([-1e4, -mx.inf, -200.0]))) == 0).all()
+    assert mx.isnan(exp(mx.array(mx.nan))).item()
 
 
 @pytest.mark.parametrize("length", [1, 5, QUERY_BLOCK, QUERY_BLOCK + 1, 2 * QUERY_BLOCK + 37])
@@ -47,19 +51,28 @@ def test_later_tokens_weigh_exactly_nothing() -> None:
     assert mx.array_equal(causal_attention(q, k, v, 0.3)[:, :, :150], causal_attention(q, k, changed, 0.3)[:, :, :150])
 
 
-def test_cross_entropy_and_its_gradient_equal_mlx() -> None:
+@pytest.mark.parametrize("in_cache", [16 * 300, 2**20])
+def test_loss_and_its_gradients_equal_mlx(in_cache: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One block of rows and several, the last one short; some target comes twice."""
+    monkeypatch.setattr(cpu_loss, "SCORES_IN_CACHE", in_cache)
     mx.random.seed(1)
-    logits, targets = 5 * mx.random.normal((3, 7, 300)), mx.random.randint(0, 300, (3, 7))
-    weights = mx.random.uniform(shape=(3, 7))
-    expected = nn.losses.cross_entropy(logits, targets)
-    assert mx.allclose(cross_entropy(logits, targets), expected, rtol=1e-5, atol=1e-5)
-    gradient = mx.grad(lambda x: (cross_entropy(x, targets) * weights).sum())(logits)
-    reference = mx.grad(lambda x: (nn.losses.cross_entropy(x, targets) * weights).sum())(logits)
-    assert mx.allclose(gradient, reference, rtol=1e-4, atol=1e-6)
+    hidden, table, targets = 3 * mx.random.normal((53, 8)), mx.random.normal((300, 8)), mx.random.randint(0, 20, (53,))
+    expected = nn.losses.cross_entropy(hidden @ table.T, targets)
+    assert mx.allclose(token_cross_entropy(hidden, table, targets), expected, rtol=1e-5, atol=1e-5)
+
+    def reference(hidden: mx.array, table: mx.array) -> mx.array:
+        return 0.3 * nn.losses.cross_entropy(hidden @ table.T, targets).sum()
+
+    def ours(hidden: mx.array, table: mx.array) -> mx.array:
+        return 0.3 * total_cross_entropy(hidden, table, targets)
+
+    for found, wanted in zip(mx.grad(ours, (0, 1))(hidden, table), mx.grad(reference, (0, 1))(hidden, table), strict=True):
+        assert mx.allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_loss_of_certain_and_hopeless_logits_is_finite() -> None:
-    """A logit 1e4 above the rest: the loss is 0 for it, 1e4 for the others, and never NaN."""
-    logits = mx.array([[[1e4, 0.0, 0.0]]])
-    assert cross_entropy(logits, mx.array([[0]])).item() == pytest.approx(0, abs=1e-3)
-    assert cross_entropy(logits, mx.array([[1]])).item() == pytest.approx(1e4, rel=1e-5)
+def test_loss_of_certain_and_hopeless_scores_is_finite() -> None:
+    """A score 1e4 above the rest: the loss is 0 for it, 1e4 for the others, and never NaN."""
+    hidden, table = mx.array([[1e4, 0.0, 0.0]]), mx.eye(3)
+    assert token_cross_entropy(hidden, table, mx.array([0])).item() == pytest.approx(0, abs=1e-3)
+    assert token_cross_entropy(hidden, table, mx.array([1])).item() == pytest.approx(1e4, rel=1e-5)
+    assert mx.isfinite(mx.grad(lambda h: total_cross_entropy(h, table, mx.array([1])))(hidden)).all().item()

@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_codegen.config import Family, ModelConfig
 from mlx_codegen.hub import hugging_face_config, hugging_face_weights
 from mlx_codegen.model import Transformer, count_parameters
-from mlx_codegen.training.step import token_losses
+from mlx_codegen.training.step import token_losses, total_loss
 
 FAMILIES = get_args(Family)
 SHAPES: list[dict[str, Any]] = [
@@ -171,7 +171,7 @@ def test_dropout_reaches_embeddings_attention_and_mlp(family: str, place: str) -
 def loss_and_gradients(model: Transformer, seed: int = 11) -> tuple[mx.array, dict[str, mx.array]]:
     mx.random.seed(seed)
     tokens = random_tokens(model.config)
-    loss, gradients = nn.value_and_grad(model, lambda t: token_losses(model, t).mean())(tokens)
+    loss, gradients = nn.value_and_grad(model, lambda t: total_loss(model, t) / t.size)(tokens)
     mx.eval(loss, gradients, mx.random.state)
     return loss, dict(tree_flatten(gradients))
 
@@ -209,7 +209,7 @@ def test_gradients_belong_to_the_dropout_masks_of_the_loss(gradient_checkpointin
 def test_gradient_checkpointing_draws_new_dropout_masks_each_step() -> None:
     """Putting the random state back for a recomputed block must not freeze it."""
     model = make_model("gpt2", gradient_checkpointing=True, dropout=0.3).train()
-    step = nn.value_and_grad(model, lambda t: token_losses(model, t).mean())
+    step = nn.value_and_grad(model, lambda t: total_loss(model, t) / t.size)
     tokens = random_tokens(model.config)
     losses = {step(tokens)[0].item() for _ in range(3)}
     assert len(losses) == 3
@@ -224,7 +224,7 @@ def test_gradient_checkpointing_lowers_peak_memory() -> None:
         mx.eval(model.parameters(), tokens)
         before = mx.get_active_memory()
         mx.reset_peak_memory()
-        mx.eval(nn.value_and_grad(model, lambda t: token_losses(model, t).mean())(tokens))
+        mx.eval(nn.value_and_grad(model, lambda t: total_loss(model, t) / t.size)(tokens))
         return int(mx.get_peak_memory() - before)
 
     assert peak_bytes(True) < 0.5 * peak_bytes(False)

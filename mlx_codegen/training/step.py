@@ -17,10 +17,11 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
+from mlx_codegen import cpu_loss
 from mlx_codegen.config import PhaseConfig
-from mlx_codegen.exponential import cross_entropy, runs_on_float32_cpu
+from mlx_codegen.exponential import runs_on_float32_cpu
 from mlx_codegen.model import Transformer
-from mlx_codegen.training.optimizer import Tree, clip_to_norm, global_norm, init_state, update
+from mlx_codegen.training.optimizer import Tree, clip_factor, global_norm, init_state, update
 
 FIRST_LOSS_SCALE = 2.0**15
 # float16 (Micikevicius et al., 2017, arXiv 1710.03740): halve the scale when gradients overflow, double it after so
@@ -28,12 +29,26 @@ FIRST_LOSS_SCALE = 2.0**15
 STEPS_TO_RAISE_SCALE = 1000
 
 
+def total_loss(model: Transformer, tokens: mx.array) -> mx.array:
+    """Cross-entropy of all next tokens of `tokens` `(B, T + 1)` together, in nats: a scalar to differentiate."""
+    hidden, targets = model.hidden_states(tokens[:, :-1]), tokens[:, 1:]
+    if runs_on_float32_cpu(hidden):
+        return cpu_loss.total_cross_entropy(hidden.flatten(0, 1), model.output_table(), targets.flatten())
+    return _cross_entropy(model.logits(hidden), targets).sum()
+
+
 def token_losses(model: Transformer, tokens: mx.array) -> mx.array:
-    """Cross-entropy in nats `(B, T)` of each next token, for `tokens` `(B, T + 1)`: logsumexp(logits) - logit of the target."""
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    logits = model(inputs).astype(mx.float32)
-    if runs_on_float32_cpu(logits):
-        return cross_entropy(logits, targets)
+    """Cross-entropy in nats `(B, T)` of each next token, for `tokens` `(B, T + 1)`. Without a gradient on a CPU."""
+    hidden, targets = model.hidden_states(tokens[:, :-1]), tokens[:, 1:]
+    if runs_on_float32_cpu(hidden):
+        losses = cpu_loss.token_cross_entropy(hidden.flatten(0, 1), model.output_table(), targets.flatten())
+        return losses.reshape(targets.shape)
+    return _cross_entropy(model.logits(hidden), targets)
+
+
+def _cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
+    """logsumexp(logits) - logit of the target, `(B, T)`, for logits `(B, T, V)`; in float32, whatever the model computes in."""
+    logits = logits.astype(mx.float32)
     target_logits = mx.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1)
     return mx.logsumexp(logits, axis=-1) - target_logits
 
@@ -92,19 +107,17 @@ class TrainStep:
         self.optimizer_state.update(tree_map_with_path(lambda name, _: values[f"optimizer.{name}"], self.optimizer_state))
         self.loss_scale.update(state["loss_scale"])
 
-    def _scaled_loss(self, parameters: Tree, tokens: mx.array) -> mx.array:
+    def _scaled_loss(self, parameters: Tree, tokens: mx.array, factor: mx.array) -> mx.array:
         self.model.update(tree_map(lambda p: p.astype(self._dtype), parameters))
-        return token_losses(self.model, tokens).mean() * self.loss_scale["scale"]
+        return total_loss(self.model, tokens) * factor
 
     def _gradients_of_part(self, tokens: mx.array, total: dict[str, Tree]) -> dict[str, Tree]:
         """Add loss and gradients of a part `(B, T + 1)` to a running total; an empty total starts one."""
         parameters = self.model.parameters()
+        factor = self.loss_scale["scale"] / (tokens.shape[0] * (tokens.shape[1] - 1))
         for stream, rows in zip(self._streams, split_rows(tokens, len(self._streams)), strict=False):
-            share = rows.shape[0] / tokens.shape[0]
             with mx.stream(stream):
-                loss, gradients = self._loss_and_gradients(parameters, rows)
-            if share < 1:
-                loss, gradients = loss * share, tree_map(lambda g, s=share: g * s, gradients)
+                loss, gradients = self._loss_and_gradients(parameters, rows, factor)
             if total:
                 loss, gradients = total["loss"] + loss, tree_map(mx.add, total["gradients"], gradients)
             total = {"loss": loss, "gradients": gradients}
@@ -117,21 +130,25 @@ class TrainStep:
         total = self._gradients_of_part(tokens, total)
         factor = share / self.loss_scale["scale"]
         loss = total["loss"] * factor
-        gradients = tree_map(lambda g: g * factor, total["gradients"])
-        norm = global_norm(gradients)
+        norm = global_norm(total["gradients"]) * factor
         finite = mx.isfinite(loss) & mx.isfinite(norm)
-        gradients = clip_to_norm(gradients, norm, self._settings.max_gradient_norm)
-        self._update_if(finite, gradients, learning_rate)
+        # Dividing by the loss scale and clipping is one number, which the update takes along
+        scale = factor * clip_factor(norm, self._settings.max_gradient_norm)
+        parameters, state = update(
+            self.model.parameters(),
+            total["gradients"],
+            self.optimizer_state,
+            learning_rate,
+            self._settings,
+            self._streams,
+            gradient_scale=scale,
+            apply=finite,
+        )
+        self.model.update(parameters)
+        self.optimizer_state.update(state)
         if self._dtype == mx.float16:
             self._adjust_loss_scale(finite)
         return loss, norm, finite
-
-    def _update_if(self, finite: mx.array, gradients: Tree, learning_rate: mx.array) -> None:
-        """The optimizer's update, taken back value by value where the step is not finite (inf times zero would be NaN)."""
-        parameters = self.model.parameters()
-        updated, state = update(parameters, gradients, self.optimizer_state, learning_rate, self._settings, self._streams)
-        self.model.update(_choose(finite, updated, parameters))
-        self.optimizer_state.update(_choose(finite, state, self.optimizer_state))
 
     def _adjust_loss_scale(self, finite: mx.array) -> None:
         scale, good_steps = self.loss_scale["scale"], self.loss_scale["good_steps"]
@@ -143,10 +160,6 @@ class TrainStep:
 
 def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
-
-
-def _choose(condition: mx.array, yes: Tree, no: Tree) -> Tree:
-    return tree_map(lambda a, b: mx.where(condition, a, b), yes, no)
 
 
 def split_rows(tokens: mx.array, parts: int) -> list[mx.array]:
