@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from mlx_codegen.cli import (
+    bench,
     chat,
+    compare,
     compare_temperatures,
     corpus,
     demo,
@@ -17,10 +19,13 @@ from mlx_codegen.cli import (
     export,
     generate,
     inspect,
+    plot,
     prepare,
     sizes,
+    status,
     tokenizer,
     train,
+    watch,
 )
 from mlx_codegen.errors import UserError
 from mlx_codegen.version import __version__
@@ -52,15 +57,20 @@ app.command()(train.train)
 app.command()(generate.generate)
 app.command()(chat.chat)
 app.command()(evaluate.evaluate)
+app.command()(compare.compare)
 app.command()(compare_temperatures.compare_temperatures)
 app.command()(demo.demo)
 app.command()(export.export)
 app.command()(prepare.prepare)
 app.command()(sizes.sizes)
+app.command()(status.status)
+app.command()(watch.watch)
+app.command()(plot.plot)
 app.command()(doctor.doctor)
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(inspect.app, name="inspect")
+app.add_typer(bench.app, name="bench")
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INTERRUPTED = 130
