@@ -1,7 +1,8 @@
 """Documents to token files: clean, drop duplicates, split, tokenise, write, remember what was done.
 
 A prepared phase is a folder: for each source and split a `.bin` file of uint16 token ids (documents one after the
-other, each closed by end-of-text), an `.idx` file of uint64 positions where documents end, and one `manifest.json`.
+other, each closed by end-of-text), an `.idx` file of uint64 positions where documents end; for the phase, hashes of what
+is trained on (`text_hashes.py`); and one `manifest.json`.
 Nothing of the corpus is kept in memory: text passes through in batches and the set of seen documents is a database.
 """
 
@@ -20,6 +21,7 @@ import numpy as np
 from mlx_codegen.config import PhaseConfig, SourceConfig, repository_folder
 from mlx_codegen.data.sources import Document, Split, read_split_documents, source_files
 from mlx_codegen.data.tasks import WORDS_FILE
+from mlx_codegen.data.text_hashes import HashWriter, sort_hashes, text_hash
 from mlx_codegen.errors import UserError
 from mlx_codegen.observer import Observer
 from mlx_codegen.tokenizer import Tokenizer
@@ -72,7 +74,7 @@ def prepare_phase(
     partial.mkdir(parents=True)
     try:
         counts = _write_split_sources(partial, phase, tokenizer, seed, observer)
-        manifest = _manifest(phase, tokenizer, fingerprint, counts)
+        manifest = _manifest(phase, tokenizer, fingerprint, counts) | {"training_hashes": sort_hashes(partial)}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         _replace_folder(partial, folder)
     except sqlite3.OperationalError as error:  # the only way that a fresh database of ours fails: no space
@@ -122,7 +124,7 @@ def phase_fingerprint(phase: PhaseConfig, tokenizer: Tokenizer, seed: int) -> st
 
 def document_hash(document: str) -> int:
     """64 bits of the document's content: names it in the duplicate check and decides its split."""
-    return int.from_bytes(hashlib.blake2b(document.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+    return text_hash(document)
 
 
 def split_of(document_number: int, validation_fraction: float) -> Split:
@@ -231,12 +233,13 @@ def _write_sources(
             return "validation" if number == only_validation else "train"
         return given or split_of(number, phase.validation_fraction)
 
-    seen = _SeenDocuments(folder / "seen.sqlite")
+    seen, hashes = _SeenDocuments(folder / "seen.sqlite"), HashWriter(folder)
     try:
-        counts = [_write_source(folder, source, place, tokenizer, seen, seed, observer) for source in phase.sources]
+        counts = [_write_source(folder, source, place, tokenizer, seen, hashes, seed, observer) for source in phase.sources]
         return counts, seen.smallest()
     finally:
         seen.close()
+        hashes.close()
 
 
 def _write_source(
@@ -245,6 +248,7 @@ def _write_source(
     place: Callable[[int, Split | None], Split],
     tokenizer: Tokenizer,
     seen: "_SeenDocuments",
+    hashes: HashWriter,
     seed: int,
     observer: Observer,
 ) -> SourceCounts:
@@ -257,6 +261,8 @@ def _write_source(
         ids = tokenizer.encode_batch([text for _, text in pending], num_threads=os.cpu_count() or 1)
         for (split, text), document_ids in zip(pending, ids, strict=True):
             writers[split].write(document_ids, tokenizer.end_of_text_id, len(text.encode()))
+            if split == "train":
+                hashes.add(text)
         pending.clear()
         observer.on_prepare(source.name, *_progress(writers))
 

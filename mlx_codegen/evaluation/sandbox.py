@@ -37,6 +37,7 @@ INNER_FOLDERS = (
 )
 """Folders below them that every system has."""
 MOVED = re.compile(rf"(?<![\w./~$}}-])/(?={'|'.join(FOLDERS)})(?=(?:{'|'.join(FOLDERS)})(?![\w.-]))")
+PROGRAM = "program.py"
 INSTALL_HINT = "on Debian and Ubuntu: apt-get install bubblewrap; on Fedora: dnf install bubblewrap"
 
 # Runs inside, before anything that was generated. Its own errors would look like the script's, so it has none to make.
@@ -120,6 +121,42 @@ def run_script(script: str, *, setup: str = "", check: str | None = None, limits
     return _run(texts, limits)
 
 
+def run_python(program: str, *, limits: Limits = DEFAULT_LIMITS) -> Outcome:
+    """Runs a Python program in a fresh sandbox, with the standard library alone; UserError where there is none to run it."""
+    if reason := why_no_python():
+        raise UserError(reason)
+    return _run_python(program, limits, _python())
+
+
+@cache
+def why_no_python() -> str | None:
+    """Returns None where Python programs can be run safely, else one line that says what is missing."""
+    if reason := why_unavailable():
+        return f"no sandbox: {reason}"
+    return None if _python() else "no Python that starts inside the sandbox; install the system's python3, 3.10 or newer"
+
+
+@cache
+def _python() -> tuple[Path, ...]:
+    """The program of a Python that starts inside, and what else the sandbox must show of it; empty where none does.
+
+    First the Python that runs this: of its folder only the program and the standard library, for the folder may be one
+    where its owner keeps more. When a superuser's home holds it, nobody can read it; then the system's.
+    """
+    prefix, version = Path(sys.base_prefix).resolve(), f"python{sys.version_info.major}.{sys.version_info.minor}"
+    own = (prefix / "bin" / version, prefix / "lib" / version, *sorted((prefix / "lib").glob("libpython*")))
+    for parts in (own, (Path("/usr/bin/python3"),)):
+        if _run_python("import sys; sys.exit(sys.version_info < (3, 10))", DEFAULT_LIMITS, parts).passed:
+            return parts
+    return ()
+
+
+def _run_python(program: str, limits: Limits, python: tuple[Path, ...]) -> Outcome:
+    # -I and -S: neither the person's settings nor installed packages
+    main = f'exec "$PYTHON" -I -S -B "$TASK/{PROGRAM}"\n'
+    return _run({"main.sh": main, PROGRAM: program}, limits, python)
+
+
 @cache
 def stub_folder() -> Path:
     """Returns a copy of the stubs that everybody may read and run, whatever the rights of the project's folder."""
@@ -137,8 +174,8 @@ def relocate(text: str, root: Path) -> str:
     return MOVED.sub(f"{root}/", text)
 
 
-def _run(texts: dict[str, str], limits: Limits) -> Outcome:
-    """Writes the texts into a scratch folder and runs `main.sh` among them."""
+def _run(texts: dict[str, str], limits: Limits, python: tuple[Path, ...] = ()) -> Outcome:
+    """Writes the texts into a scratch folder and runs `main.sh` among them; `python` as `_python` gives it."""
     with tempfile.TemporaryDirectory(prefix="mlx-codegen-sandbox-") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -153,11 +190,11 @@ def _run(texts: dict[str, str], limits: Limits) -> Outcome:
         for file, text in {**texts, "run.sh": runner}.items():
             # Generated text may hold what is no UTF-8; a NUL ends a bash script's line, as it would anywhere else
             (task / file).write_text(text, encoding="utf-8", errors="surrogateescape")
-        command = _mac_command(folder) if sys.platform == "darwin" else _linux_command(task, limits)
+        command = _mac_command(folder, python) if sys.platform == "darwin" else _linux_command(task, limits, python)
         return _wait(command, folder, limits)
 
 
-def _linux_command(task: Path, limits: Limits) -> list[str]:
+def _linux_command(task: Path, limits: Limits, python: tuple[Path, ...]) -> list[str]:
     """The bubblewrap command line: a private root of limited size, with the system's programs in it."""
     size = str(limits.disk_megabytes * 1024 * 1024)
     command = [
@@ -194,12 +231,14 @@ def _linux_command(task: Path, limits: Limits) -> list[str]:
     for folder in (*FOLDERS, *INNER_FOLDERS):
         command += ["--dir", f"/{folder}"]
     command += ["--ro-bind", str(stub_folder()), "/run/stubs", "--ro-bind", str(task), "/run/task"]
-    for name, value in _environment("", "/run/task", "/run/stubs").items():
+    for part in python:
+        command += ["--ro-bind-try", str(part), str(part)]
+    for name, value in _environment("", "/run/task", "/run/stubs", python).items():
         command += ["--setenv", name, value]
     return [*command, "bash", "/run/task/run.sh"]
 
 
-def _mac_command(folder: Path) -> list[str]:
+def _mac_command(folder: Path, python: tuple[Path, ...]) -> list[str]:
     """The sandbox-exec command line: everything may be read but what is private, nothing written outside `folder`, no network."""
     root = (folder / "root").resolve()
     task = (folder / "task").resolve()
@@ -213,9 +252,10 @@ def _mac_command(folder: Path) -> list[str]:
             f'(allow file-write* (subpath "{root}") (literal "/dev/null") (literal "/dev/tty") (subpath "/dev/fd"))',
             '(deny file-read* (subpath "/Users") (subpath "/Volumes"))',
             f'(allow file-read* (subpath "{root}") (subpath "{task}") (subpath "{stub_folder().resolve()}"))',
+            *(f'(allow file-read* (subpath "{part}"))' for part in python),
         ]
     )
-    environment = _environment(str(root), str(task), str(stub_folder().resolve()))
+    environment = _environment(str(root), str(task), str(stub_folder().resolve()), python)
     return [
         "sandbox-exec",
         "-p",
@@ -228,9 +268,10 @@ def _mac_command(folder: Path) -> list[str]:
     ]
 
 
-def _environment(root: str, task: str, stubs: str) -> dict[str, str]:
+def _environment(root: str, task: str, stubs: str, python: tuple[Path, ...]) -> dict[str, str]:
     """All the variables that a run sees."""
     return {
+        **({"PYTHON": str(python[0])} if python else {}),
         "PATH": f"{stubs}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": f"{root}/root",
         "USER": "root",
