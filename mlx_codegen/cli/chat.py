@@ -17,7 +17,6 @@ from mlx_codegen.cli.generate import (
     TemperatureOption,
     TopKOption,
     TopPOption,
-    newest_run,
 )
 from mlx_codegen.errors import UserError
 
@@ -48,10 +47,11 @@ def chat(
 ) -> None:
     """Ask for one script after another; /help lists the commands, Ctrl-C stops the text, Ctrl-D ends the session."""
     from mlx_codegen.generation.engine import check_sampling, find_checkpoint, load
+    from mlx_codegen.hub.releases import default_model
 
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_tokens": max_tokens}
     check_sampling({**sampling, "seed": seed})
-    session = Session(load(find_checkpoint(model or newest_run())), sampling, seed)
+    session = Session(load(find_checkpoint(model or default_model())), sampling, seed)
     quiet(f"{session.engine.origin} · /help for help")
     for line in lines():
         if line.strip() in ("/quit", "/exit"):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mlx_codegen.cli.generate import MaxTokensOption, ModelOption, SeedOption, TopKOption, TopPOption, newest_run
+from mlx_codegen.cli.generate import MaxTokensOption, ModelOption, SeedOption, TopKOption, TopPOption
 from mlx_codegen.errors import UserError
 
 NARROWEST_COLUMN = 36
@@ -33,6 +33,7 @@ def compare_temperatures(
     from mlx_codegen.generation.engine import check_sampling, find_checkpoint, load
     from mlx_codegen.generation.prompts import unescape_newlines
     from mlx_codegen.generation.verify import syntax_error
+    from mlx_codegen.hub.releases import default_model
 
     chosen = temperatures or [0.3, 0.8, 1.5]
     if len(chosen) > 8:
@@ -41,7 +42,7 @@ def compare_temperatures(
     settings = [
         check_sampling({"temperature": t, "top_k": top_k, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}) for t in chosen
     ]
-    engine = load(find_checkpoint(model or newest_run()))
+    engine = load(find_checkpoint(model or default_model()))
     request = unescape_newlines(prompt)
     texts = [engine.generate(request, command=command, **each.model_dump()) for each in settings]
     verdicts = ["" if engine.phase == "language" else "not valid bash" if syntax_error(t) else "valid bash" for t in texts]

@@ -18,7 +18,11 @@ NOT_VALID = 1
 
 ModelOption = Annotated[
     Path | None,
-    typer.Option("--model", "--checkpoint", help="Run folder, checkpoint or exported folder. Default: the newest run."),
+    typer.Option(
+        "--model",
+        "--checkpoint",
+        help="Run folder, checkpoint or exported folder. Default: the best release in weights/, else the newest run.",
+    ),
 ]
 TemperatureOption = Annotated[float, typer.Option(help="0 takes the likeliest token; higher is more varied.")]
 TopKOption = Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0 from all.")]
@@ -64,6 +68,7 @@ def generate(
     """
     from mlx_codegen.cli.answer import refuse_to_overwrite, run_in_sandbox, save_script, show_checks
     from mlx_codegen.generation.engine import check_sampling, find_checkpoint, load
+    from mlx_codegen.hub.releases import default_model
 
     text = _request(prompt, prompt_option, stdin)
     if save is not None:
@@ -75,7 +80,7 @@ def generate(
     settings = check_sampling(
         {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
     )
-    engine = load(find_checkpoint(model or newest_run()))
+    engine = load(find_checkpoint(model or default_model()))
     if draft is not None:
         engine.use_draft(load(find_checkpoint(draft)))
     keywords = {**settings.model_dump(), "command": command, "plain": plain or stdin or None}
@@ -149,11 +154,3 @@ def _show_facts(chosen: "Chosen", origin: str) -> None:
         f"best of {chosen.written} · {chosen.failed} did not parse · {chosen.tokens} tokens · {origin} · seed {chosen.best.seed}"
     )
     Console().print(facts, style="dim", highlight=False)
-
-
-def newest_run() -> Path:
-    """The run whose checkpoints changed last. Raises UserError where nothing is trained yet."""
-    checkpoints = sorted(Path("runs").glob("*/*/best.safetensors"), key=lambda file: file.stat().st_mtime)
-    if not checkpoints:
-        raise UserError("no trained model in runs/; train one first: mlx-codegen demo (or give --model FOLDER)")
-    return checkpoints[-1].parent.parent

@@ -13,7 +13,6 @@ from mlx_codegen.cli.generate import (
     TemperatureOption,
     TopKOption,
     TopPOption,
-    newest_run,
 )
 from mlx_codegen.errors import UserError
 
@@ -43,12 +42,13 @@ def tokens(
     from mlx_codegen.generation.engine import find_checkpoint
     from mlx_codegen.generation.prompts import unescape_newlines
     from mlx_codegen.hub.folder import open_checkpoint
+    from mlx_codegen.hub.releases import default_model
     from mlx_codegen.inspect.pieces import pieces
 
     _check_html(html, force)
     if not text:
         raise UserError('the text is empty; give one, for example: mlx-codegen inspect tokens "ls -l"')
-    file = find_checkpoint(model or newest_run())
+    file = find_checkpoint(model or default_model())
     tokenizer = open_checkpoint(file).tokenizer
     cut = pieces(tokenizer, tokenizer.encode(unescape_newlines(text)))
     if html is not None:
@@ -184,8 +184,9 @@ def _read(prompt: str, model: Path | None, command: bool, plain: bool) -> tuple[
     """The model, and the ids that `generate` would give it for this prompt."""
     from mlx_codegen.generation.engine import find_checkpoint, load
     from mlx_codegen.generation.prompts import unescape_newlines
+    from mlx_codegen.hub.releases import default_model
 
-    engine = load(find_checkpoint(model or newest_run()))
+    engine = load(find_checkpoint(model or default_model()))
     _, ids = engine.encode_prompt(unescape_newlines(prompt), command=command, plain=plain or None)
     return engine, ids
 
