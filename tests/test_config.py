@@ -134,6 +134,7 @@ def test_saved_settings_lose_nothing() -> None:
 def test_promised_configs_are_there() -> None:
     """DESIGN.md's table names eight configs; people type these names."""
     promised = {"nano", "tiny", "small", "medium", "mini", "mini-large", "bash-char", "stories"}
+    promised |= {"nano-fast", "tiny-fast", "small-fast"}
     assert promised <= {file.stem for file in SHIPPED}
 
 
