@@ -41,8 +41,7 @@ format: $(VENV)/.dev-installed
 	@$(BIN)/ruff format .
 
 bench: install
-	@$(BIN)/python benchmarks/train.py
-	@$(BIN)/python benchmarks/generate.py
+	@$(BIN)/mlx-codegen bench all
 
 install: $(VENV)/.installed
 

@@ -1,25 +1,24 @@
-"""Tokens per second of generation and the wait for the first of them, beside mlx-lm with the same weights.
-
-    python benchmarks/generate.py --sizes nano,tiny --seconds 5 --rounds 3
+"""Writing: tokens per second, and the wait for the first of them, beside mlx-lm with the same weights.
 
 Ours and the peer take turns, each time in a new process, so that a machine that slows down slows both; what counts
 is the ratio of a pair. Both draw with the same settings and write the same number of tokens after the same prompts.
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from children import child_environment, in_child
 from generate_once import NEW_TOKENS, prompts
-from harness import in_child, machine_line, measure_and_show, parser, run, show_spread
+from harness import Bench, Report, plain, stem
 from random_model import weight_bytes_per_token, write_random_model
-from rich.console import Console
-from rich.table import Table
-from timing import OURS, PEER, Comparison, Spread, spread, tokens_per_second
+from results import Figure
+from tables import Table, show_spread
+from timing import MLX_LM, OURS, Comparison, Spread, spread, take_turns, tokens_per_second
 
 from mlx_codegen.config import RunConfig
 from mlx_codegen.costs import model_costs
@@ -37,7 +36,7 @@ CLOCK_NOTE = (
     "(mlx_codegen was imported first). Peak: MLX's arrays, weights included."
 )
 LIMIT_NOTE = (
-    "Limit: batch x bandwidth of memory / bytes of weights that a step reads; caches (keys and values) not counted. The "
+    "Limit: batch × bandwidth of memory / bytes of weights that a step reads; caches (keys and values) not counted. The "
     "bandwidth is the best of a matrix of 512 MiB times a vector. Weights that fit into the processor's caches are read faster."
 )
 COLD_NOTE = (
@@ -48,21 +47,21 @@ COLD_NOTE = (
 
 
 @dataclass
-class BatchResult(Comparison):
-    """One size at one batch size: tokens per second of all rows together."""
+class BatchResult:
+    """One size at one batch size: tokens per second of all rows together; the most bytes of arrays by side."""
 
     batch: int
+    rates: Comparison
+    peak_bytes: dict[str, int]
     limit: float = 0.0
-    ours_peak_bytes: int = 0
-    peer_peak_bytes: int = 0
 
 
 @dataclass
-class ColdResult(Comparison):
+class ColdResult:
     """Seconds to the first new character, ours and the peer's, and to the first character of all, the prompt's."""
 
-    first_character: Spread | None = None
-    first_character_starts: list[float] = field(default_factory=list)
+    first_new: Comparison
+    first_character: Spread
 
 
 @dataclass
@@ -72,78 +71,85 @@ class SizeResult:
     size: str
     parameters: int
     weight_bytes_per_token: int
+    cold: ColdResult
     bandwidth: float = 0.0
     batches: list[BatchResult] = field(default_factory=list)
-    cold: ColdResult = field(default_factory=ColdResult)
 
 
-def measure_size(config: RunConfig, size: str, options: argparse.Namespace, console: Console) -> SizeResult:
+def measure(bench: Bench) -> Report:
+    """All sizes, one after the other."""
+    results = [measure_size(size, config, bench) for size, config in bench.configs.items()]
+    details = {"window_seconds": WINDOW_SECONDS, "sizes": [plain(result) for result in results]}
+    return Report([decoding_table(results), cold_table(results)], figures(results), details)
+
+
+def measure_size(size: str, config: RunConfig, bench: Bench) -> SizeResult:
     """All batch sizes, then cold starts, with weights that are written once."""
-    result = SizeResult(size, model_costs(config.model, 1).parameters, weight_bytes_per_token(config))
     with tempfile.TemporaryDirectory() as name:
         checkpoint, folder = write_random_model(config, Path(name))
-        for batch in options.batches:
-            result.bandwidth = max(result.bandwidth, in_child(ONCE, "bandwidth"))
-            result.batches.append(measure_batch(checkpoint, folder, batch, size, options, console))
-        measure_cold(result.cold, checkpoint, folder, size, options, console)
-    for measured in result.batches:
-        measured.limit = measured.batch * result.bandwidth / result.weight_bytes_per_token
-    return result
+        bandwidth, batches = 0.0, []
+        for batch in bench.options.batches:
+            bandwidth = max(bandwidth, in_child(ONCE, "bandwidth"))
+            batches.append(measure_batch(checkpoint, folder, batch, size, bench))
+        cold = measure_cold(checkpoint, folder, size, bench)
+    read = weight_bytes_per_token(config)
+    for measured in batches:
+        measured.limit = measured.batch * bandwidth / read
+    return SizeResult(size, model_costs(config.model, 1).parameters, read, cold, bandwidth, batches)
 
 
-def measure_batch(
-    checkpoint: Path, folder: Path, batch: int, size: str, options: argparse.Namespace, console: Console
-) -> BatchResult:
+def peers(bench: Bench) -> list[str]:
+    """mlx-lm, where peers are wanted."""
+    return [MLX_LM] if bench.options.peers else []
+
+
+def measure_batch(checkpoint: Path, folder: Path, batch: int, size: str, bench: Bench) -> BatchResult:
     """Rounds of ours and peer in turns."""
-    result = BatchResult(batch)
     arguments = ["--checkpoint", str(checkpoint), "--folder", str(folder)]
-    arguments += ["--batch", str(batch), "--seconds", str(options.seconds)]
+    arguments += ["--batch", str(batch), "--seconds", str(bench.options.seconds)]
+    peak_bytes: dict[str, int] = {}
 
-    def measure(side: str) -> list[float]:
+    def rates(side: str) -> list[float]:
         measured = in_child(ONCE, side, *arguments)
-        if side == OURS:
-            result.ours_peak_bytes = max(result.ours_peak_bytes, measured["peak_bytes"])
-        else:
-            result.peer_peak_bytes = max(result.peer_peak_bytes, measured["peak_bytes"])
+        peak_bytes[side] = max(peak_bytes.get(side, 0), measured["peak_bytes"])
         return tokens_per_second(measured["steps"], WINDOW_SECONDS)
 
     def report(line: str) -> None:
-        console.print(f"{size}, batch {batch}, {line} tokens/s", style="dim", highlight=False)
+        bench.say(f"{size}, batch {batch}, {line} tokens/s")
 
-    result.take_turns(options.rounds, options.peer, measure, report)
-    return result
+    return BatchResult(batch, take_turns(bench.options.rounds, peers(bench), rates, report), peak_bytes)
 
 
-def measure_cold(
-    result: ColdResult, checkpoint: Path, folder: Path, size: str, options: argparse.Namespace, console: Console
-) -> None:
+def measure_cold(checkpoint: Path, folder: Path, size: str, bench: Bench) -> ColdResult:
     """New processes in turns, more of them than rounds: each is short."""
     text, ids = load(checkpoint).encode_prompt(prompts(1)[0])
     ours = [sys.executable, "-m", "mlx_codegen", "generate", prompts(1)[0], "--model", str(checkpoint), "--max-tokens", "8"]
     peer = [sys.executable, str(Path(__file__).with_name("first_token_peer.py")), str(folder), *map(str, ids)]
+    first_characters: list[float] = []
 
-    def measure(side: str) -> list[float]:
+    def seconds(side: str) -> list[float]:
         if side != OURS:
             return [seconds_to_bytes(peer, [1])[0]]
         first, first_new = seconds_to_bytes(ours, [1, len(text.encode()) + 1])
-        result.first_character_starts.append(first)
+        first_characters.append(first)
         return [first_new]
 
     def report(line: str) -> None:
-        console.print(f"{size}, cold start, {line} seconds", style="dim", highlight=False)
+        bench.say(f"{size}, cold start, {line} seconds")
 
-    measure(OURS)  # the first start of all reads files from the disk and compiles
-    result.first_character_starts.clear()
-    if options.peer:
-        measure(PEER)
-    result.take_turns(max(options.rounds, COLD_STARTS) if options.rounds > 1 else 1, options.peer, measure, report)
-    result.first_character = spread(result.first_character_starts)
+    for side in (OURS, *peers(bench)):
+        seconds(side)  # the first start of all reads files from the disk and compiles
+    first_characters.clear()
+    starts = max(bench.options.rounds, COLD_STARTS) if bench.options.rounds > 1 else 1
+    first_new = take_turns(starts, peers(bench), seconds, report)
+    return ColdResult(first_new, spread(first_characters))
 
 
 def seconds_to_bytes(command: list[str], numbers: list[int]) -> list[float]:
     """Seconds from the start of a process until its output has so many bytes. Raises UserError if it ends before."""
     start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as process:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0}
+    with subprocess.Popen(command, env=child_environment(), **pipes) as process:
         assert process.stdout is not None and process.stderr is not None
         times: list[float] = []
         received = 0
@@ -160,67 +166,58 @@ def seconds_to_bytes(command: list[str], numbers: list[int]) -> list[float]:
     return times
 
 
-def draw(results: list[SizeResult], facts: dict[str, str | int], console: Console) -> None:
-    """The tables, and what a reader must know to believe them."""
-    console.print(_decoding_table(results))
-    console.print(_cold_table(results))
-    bandwidths = ", ".join(f"{result.bandwidth / 1e9:.1f}" for result in results)
-    read = ", ".join(f"{result.weight_bytes_per_token / 1e6:.1f}" for result in results)
-    notes = [machine_line(facts), CLOCK_NOTE, f"{LIMIT_NOTE} Here {bandwidths} GB/s, {read} MB of weights.", COLD_NOTE]
-    for note in notes:
-        console.print(note, style="dim", highlight=False)
-
-
-def _decoding_table(results: list[SizeResult]) -> Table:
-    table = Table("size", "parameters", title="Generation, tokens per second of all rows: median (min to max of windows)")
-    for column in ("batch", "ours", "mlx-lm", "ratio of pairs", "limit", "ours of limit", "peak MB", "mlx-lm's"):
-        table.add_column(column, justify="right")
+def figures(results: list[SizeResult]) -> list[Figure]:
+    """What the next run is compared by."""
+    found: list[Figure] = []
     for result in results:
-        for measured in result.batches:
-            assert measured.ours is not None
-            table.add_row(
+        name = stem(result.size)
+        for each in result.batches:
+            found += _sides(f"{name}, {each.batch} text{'s' if each.batch > 1 else ''}", "tokens/s", each.rates)
+        found += _sides(f"{name}, first new character", "seconds", result.cold.first_new)
+    return found
+
+
+def _sides(name: str, unit: str, comparison: Comparison) -> list[Figure]:
+    more_is_better = unit != "seconds"
+    ratio = "ratio" if more_is_better else "ratio of seconds"
+    found = [Figure(name, OURS, unit, comparison.ours.rate, more_is_better)]
+    for side, peer in comparison.peers.items():
+        found.append(Figure(name, side, unit, peer.rate, more_is_better))
+        found.append(Figure(name, f"{OURS} / {side}", ratio, peer.ratio, more_is_better))
+    return found
+
+
+def decoding_table(results: list[SizeResult]) -> Table:
+    """Tokens per second of all rows together."""
+    columns = ("size", "parameters", "texts", OURS, MLX_LM, "ratio", "limit", "ours of limit", "peak, MB", "mlx-lm's")
+    table = Table("Writing, tokens per second of all texts together: median (min to max of windows)", columns)
+    for result in results:
+        for each in result.batches:
+            ours, peer = each.rates.ours.rate, each.rates.peers.get(MLX_LM)
+            table.rows.append((
                 result.size,
                 f"{result.parameters:,}",
-                str(measured.batch),
-                show_spread(measured.ours),
-                show_spread(measured.peer),
-                show_spread(measured.ratio, 2),
-                f"{measured.limit:,.0f}",
-                f"{measured.ours.median / measured.limit:.0%}",
-                f"{measured.ours_peak_bytes / 1e6:,.0f}",
-                f"{measured.peer_peak_bytes / 1e6:,.0f}" if measured.peer else "",
-            )
+                str(each.batch),
+                show_spread(ours),
+                show_spread(peer.rate if peer else None),
+                show_spread(peer.ratio if peer else None, 2),
+                f"{each.limit:,.0f}",
+                f"{ours.median / each.limit:.0%}",
+                f"{each.peak_bytes[OURS] / 1e6:,.0f}",
+                f"{each.peak_bytes[MLX_LM] / 1e6:,.0f}" if peer else "",
+            ))  # fmt: skip
+    bandwidths = ", ".join(f"{result.bandwidth / 1e9:.1f}" for result in results)
+    read = ", ".join(f"{result.weight_bytes_per_token / 1e6:.1f}" for result in results)
+    table.notes += [CLOCK_NOTE, f"{LIMIT_NOTE} Here {bandwidths} GB/s, {read} MB of weights."]
     return table
 
 
-def _cold_table(results: list[SizeResult]) -> Table:
-    table = Table("size", title="From a cold shell, seconds: median (min to max of starts)")
-    for column in ("ours, first character", "ours, first new character", "mlx-lm, first token"):
-        table.add_column(column, justify="right")
+def cold_table(results: list[SizeResult]) -> Table:
+    """From a cold shell."""
+    columns = ("size", "ours, first character", "ours, first new character", "mlx-lm, first token")
+    table = Table("From a cold shell, seconds: median (min to max of starts)", columns, notes=[COLD_NOTE])
     for result in results:
-        cold = result.cold
-        table.add_row(result.size, *(show_spread(values, 2) for values in (cold.first_character, cold.ours, cold.peer)))
+        peer = result.cold.first_new.peers.get(MLX_LM)
+        values = (result.cold.first_character, result.cold.first_new.ours.rate, peer.rate if peer else None)
+        table.rows.append((result.size, *(show_spread(value, 2) for value in values)))
     return table
-
-
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """Options. Raises UserError for values that make no measurement."""
-    options_parser = parser(__doc__, sizes="nano,tiny", seconds=5.0)
-    options_parser.add_argument("--batches", default="1,8,32", help="texts written side by side, separated by commas")
-    options = options_parser.parse_args(arguments)
-    try:
-        options.batches = [int(batch) for batch in options.batches.split(",")]
-    except ValueError:
-        raise UserError(f"--batches {options.batches}: give numbers separated by commas, such as 1,8,32") from None
-    if options.rounds < 1 or options.seconds <= 0 or min(options.batches) < 1:
-        raise UserError("--rounds, --seconds and --batches must be above zero")
-    return options
-
-
-def main(arguments: list[str]) -> None:
-    """Measure, draw, save."""
-    measure_and_show("generate", parse(arguments), measure_size, draw, WINDOW_SECONDS)
-
-
-if __name__ == "__main__":
-    run(main)

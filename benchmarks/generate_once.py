@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from timing import OURS, PEER, Step
+from timing import MLX_LM, OURS, Step
 
 import mlx_codegen  # noqa: F401  (first of all: it loads the fast BLAS, which the peer gets as well)
 
@@ -116,7 +116,7 @@ def measure_bandwidth(repeats: int = 5) -> float:
 def main() -> None:
     """Measure one thing; see generate.py."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("what", choices=(OURS, PEER, "bandwidth"))
+    parser.add_argument("what", choices=(OURS, MLX_LM, "bandwidth"))
     parser.add_argument("output", type=Path)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--folder", type=Path)

@@ -1,123 +1,85 @@
-"""What every benchmark here does: measurements in processes of their own, options, one file of results."""
+"""What every benchmark gets and gives: options and configs, tables and figures."""
 
-import argparse
-import datetime
-import json
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable
-from dataclasses import asdict
+import importlib.util
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fingerprint import commit, fingerprint, machine
+from fingerprint import Facts
+from results import Figure
 from rich.console import Console
-from timing import Spread
+from tables import Table
+from timing import MLX_LM, PYTORCH
 
-from mlx_codegen.config import load_run_config
-from mlx_codegen.errors import UserError
+from mlx_codegen import backend
+from mlx_codegen.config import RunConfig, load_run_config
 
-RESULTS = Path(__file__).parent / "results"
-PIPE_COLUMNS = 160
-
-
-def in_child(script: str, what: str, *arguments: str) -> Any:
-    """What `script`, a program beside this file, measures in a process of its own.
-
-    Raises UserError with its last words if it fails.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "result.json"
-        command = [sys.executable, str(Path(__file__).with_name(script)), what, str(output), *arguments]
-        child = subprocess.run(command, capture_output=True, text=True)
-        if child.returncode:
-            raise UserError(f"measuring {what} failed: {(child.stderr.strip().splitlines() or ['no message'])[-1]}")
-        return json.loads(output.read_text(encoding="utf-8"))
+SHARE_OF_MEMORY = 0.8
 
 
-def parser(description: str | None, sizes: str, seconds: float) -> argparse.ArgumentParser:
-    """The options that all benchmarks have."""
-    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--sizes", default=sizes, help="names in configs/, or config files, separated by commas")
-    options.add_argument("--seconds", type=float, default=seconds, help="length of each measurement, warm-up not counted")
-    options.add_argument("--rounds", type=int, default=3, help="pairs of measurements")
-    options.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True, help="measure mlx-lm too")
-    options.add_argument("--save", action=argparse.BooleanOptionalAction, default=True, help="write the results")
-    options.add_argument("--results", type=Path, default=RESULTS, help="where to (default: benchmarks/results)")
-    return options
+@dataclass(frozen=True)
+class Options:
+    """What to measure and how long. `rounds` are turns of ours and the peers."""
+
+    sizes: tuple[str, ...]
+    seconds: float
+    rounds: int
+    peers: bool
+    save: bool
+    results: Path
+    batch_size: int | None = None
+    batches: tuple[int, ...] = (1, 8, 32)
 
 
-def new_console() -> Console:
-    """As wide as the terminal, and wide enough for a table in a pipe."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = PIPE_COLUMNS
-    return console
+@dataclass
+class Report:
+    """What a benchmark found: tables for people, figures to compare runs by, everything else as plain values."""
+
+    tables: list[Table]
+    figures: list[Figure]
+    details: dict[str, Any] = field(default_factory=dict)
 
 
-def show_spread(values: Spread | None, digits: int = 0) -> str:
-    """`median (min to max)`; nothing for what was not measured."""
-    if values is None:
-        return ""
-    return f"{values.median:,.{digits}f} ({values.min:,.{digits}f} to {values.max:,.{digits}f})"
+@dataclass
+class Bench:
+    """What a benchmark works with: the options, their configs, the machine, and where to say how far it is."""
+
+    options: Options
+    configs: dict[str, RunConfig]
+    facts: Facts
+    console: Console
+
+    def say(self, line: str) -> None:
+        """A line of progress."""
+        self.console.print(line, style="dim", highlight=False)
 
 
-def machine_line(facts: dict[str, str | int]) -> str:
-    """The machine in one line for people."""
-    threads = "" if facts["blas_threads"] == "default" else f", OPENBLAS_NUM_THREADS={facts['blas_threads']}"
-    return (
-        f"{facts['chip']}, {facts['cpu_cores']} cores, {int(facts['memory_bytes']) / 2**30:.0f} GiB, {facts['os']}, "
-        f"MLX {facts['mlx']} on {facts['device']}, {facts['precision']}, {facts['blas']}{threads}."
-    )
+def read_configs(sizes: tuple[str, ...]) -> dict[str, RunConfig]:
+    """Every config by the name that it was asked for, all read before anything is measured. Raises UserError."""
+    return {size: load_run_config(size) for size in sizes}
 
 
-Draw = Callable[[list[Any], dict[str, str | int], Console], None]
+def training_peers(options: Options) -> list[str]:
+    """The trainers that can be measured beside ours."""
+    if not options.peers:
+        return []
+    torch = all(importlib.util.find_spec(package) for package in ("torch", "transformers"))
+    return [MLX_LM, PYTORCH] if torch else [MLX_LM]
 
 
-def measure_and_show(
-    benchmark: str, options: argparse.Namespace, measure_size: Callable[..., Any], draw: Draw, window_seconds: float
-) -> None:
-    """Every size in turn, with all configs read before the first; then the tables, then the file.
+def fits(needed_bytes: int) -> bool:
+    """Whether arrays of so many bytes leave the rest of the machine (or of the GPU's own memory) some room."""
+    import mlx.core as mx
 
-    `measure_size(config, size, options, console)` gives a dataclass.
-    """
-    configs = {size: load_run_config(size) for size in options.sizes.split(",")}
-    console = new_console()
-    results = [measure_size(config, size, options, console) for size, config in configs.items()]
-    facts = machine()
-    draw(results, facts, console)
-    if options.save:
-        sizes = [asdict(result) for result in results]
-        file = save(benchmark, facts, options, window_seconds=window_seconds, sizes=sizes)
-        console.print(f"written: {file}", highlight=False)
+    of_gpu = mx.device_info().get("total_memory") if backend.device_kind() == "cuda" else None
+    return needed_bytes <= SHARE_OF_MEMORY * int(of_gpu or backend.total_memory_bytes())
 
 
-def save(benchmark: str, facts: dict[str, str | int], options: argparse.Namespace, **measured: Any) -> Path:
-    """One JSON file; a second run on one day gets a number, nothing is written over."""
-    folder: Path = options.results
-    folder.mkdir(parents=True, exist_ok=True)
-    now = datetime.datetime.now(datetime.timezone.utc)
-    stem = f"{benchmark}-{fingerprint(facts)}-{now:%Y-%m-%d}"
-    names = (f"{stem}{f'-{number}' if number > 1 else ''}.json" for number in range(1, 1000))
-    file = next(folder / name for name in names if not (folder / name).exists())
-    values = {
-        "benchmark": benchmark,
-        "time": now.isoformat(timespec="seconds"),
-        "commit": commit(),
-        "machine": facts,
-        "rounds": options.rounds,
-        "seconds_per_measurement": options.seconds,
-        **measured,
-    }
-    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    return file
+def stem(size: str) -> str:
+    """`tiny` for tiny and for path/to/tiny.yaml."""
+    return Path(size).stem
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Run a benchmark; what the person can put right is one line and exit status 2."""
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def plain(value: Any) -> Any:
+    """A dataclass as dictionaries and lists, for JSON."""
+    return asdict(value)

@@ -25,9 +25,15 @@ def write_random_model(config: RunConfig, folder: Path) -> tuple[Path, Path]:
 
     End-of-text has zeros for its row of the output table, so its score is 0, far below that of the best 50 tokens:
     both sides write as many tokens as they are asked for.
+    Raises UserError where the bundled text does not carry so many pieces.
     """
+    tokenizer = bundled_tokenizer(config)
+    if tokenizer.vocab_size != config.model.vocab_size:
+        raise UserError(
+            f"the bundled text carries {tokenizer.vocab_size} pieces of the {config.model.vocab_size} that the config asks for; "
+            "measure a config with another vocab_size"
+        )
     model = Transformer(config.model)
-    tokenizer = _tokenizer(config)
     table = model.output_proj if config.model.family == "gpt_neox" else model.token_embedding
     table.weight[tokenizer.end_of_text_id] = 0
     checkpoint = folder / "best.safetensors"
@@ -49,15 +55,9 @@ def weight_bytes_per_token(config: RunConfig) -> int:
     return sum(value.size * width for name, value in weights if not name.startswith(tuple(tables)))
 
 
-def _tokenizer(config: RunConfig) -> Tokenizer:
-    """Raises UserError where the bundled text does not carry so many pieces."""
+def bundled_tokenizer(config: RunConfig) -> Tokenizer:
+    """A tokenizer trained on as much of the bundled text as it needs; it may have fewer pieces than the config asks for."""
     sources = [SourceConfig(name=name, bundled=name) for name in ("english", "bash")]
     count = config.model.vocab_size // PIECES_PER_DOCUMENT
     texts = [text for source in sources for text in islice(read_documents(source), count)]
-    tokenizer = train_tokenizer(texts, config.tokenizer, config.model.vocab_size)
-    if tokenizer.vocab_size != config.model.vocab_size:
-        raise UserError(
-            f"the bundled text carries {tokenizer.vocab_size} pieces of the {config.model.vocab_size} that the config asks for; "
-            "measure a config with another vocab_size"
-        )
-    return tokenizer
+    return train_tokenizer(texts, config.tokenizer, config.model.vocab_size)

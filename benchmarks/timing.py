@@ -1,12 +1,15 @@
-"""Step times become windows, windows become a median with its spread; two sides that take turns become a ratio."""
+"""Step times become windows, windows become a median with its spread; sides that take turns become ratios.
+
+Imports neither MLX nor anything of ours: peers are measured with it, too.
+"""
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 
 Step = tuple[int, float]
 """Tokens of one step (of training, or one call of a generator) and the seconds that it took."""
-OURS, PEER = "ours", "mlx-lm"
+OURS, MLX_LM, PYTORCH = "ours", "mlx-lm", "PyTorch"
 
 
 @dataclass(frozen=True)
@@ -41,35 +44,70 @@ def tokens_per_second(steps: Iterable[Step], window_seconds: float) -> list[floa
     return rates
 
 
-@dataclass(kw_only=True)
+class Enough(Exception):  # noqa: N818 (it ends a measurement, which is no error)
+    """Raised by a Recorder: a trainer of somebody else's has no other way to stop after so many seconds."""
+
+
+class Recorder:
+    """Collects steps until the time is over. Left out are the first steps of each shape, in which graphs are compiled."""
+
+    def __init__(self, seconds: float, warm_up_steps: int = 2) -> None:
+        self.steps: list[Step] = []
+        self._seconds = seconds
+        self._warm_up_steps = warm_up_steps
+        self._seen: dict[Hashable, int] = {}
+
+    def add(self, tokens: int, seconds: float, shape: Hashable = None) -> None:
+        """One step. Raises Enough after the last that is wanted, of which there is at least one."""
+        self._seen[shape] = self._seen.get(shape, 0) + 1
+        if self._seen[shape] > self._warm_up_steps:
+            self.steps.append((tokens, seconds))
+            if sum(duration for _, duration in self.steps) >= self._seconds:
+                raise Enough
+
+
+@dataclass
+class Side:
+    """One side of a comparison: all windows together, and the median of each round."""
+
+    rate: Spread
+    rounds: list[float]
+
+
+@dataclass
+class Peer(Side):
+    """Another program, with ours over it for each pair of rounds."""
+
+    ratio: Spread
+    ratios: list[float]
+
+
+@dataclass
 class Comparison:
-    """Ours beside the peer: all windows together, the median of each round, and the ratio of each pair of rounds."""
+    """Ours beside peers that did the same work in the same minutes."""
 
-    ours: Spread | None = None
-    peer: Spread | None = None
-    ratio: Spread | None = None
-    ours_rounds: list[float] = field(default_factory=list)
-    peer_rounds: list[float] = field(default_factory=list)
-    ratios: list[float] = field(default_factory=list)
+    ours: Side
+    peers: dict[str, Peer] = field(default_factory=dict)
 
-    def take_turns(
-        self, rounds: int, with_peer: bool, measure: Callable[[str], list[float]], report: Callable[[str], None]
-    ) -> None:
-        """Ours, peer, ours, peer ...: a machine that slows down slows both, so what counts is the ratio of a pair."""
-        ours: list[float] = []
-        peer: list[float] = []
-        for number in range(1, rounds + 1):
-            windows = measure(OURS)
-            ours += windows
-            self.ours_rounds.append(spread(windows).median)
-            line = f"round {number}: ours {self.ours_rounds[-1]:,.4g}"
-            if with_peer:
-                windows = measure(PEER)
-                peer += windows
-                self.peer_rounds.append(spread(windows).median)
-                self.ratios.append(self.ours_rounds[-1] / self.peer_rounds[-1])
-                line += f", mlx-lm {self.peer_rounds[-1]:,.4g}, ratio {self.ratios[-1]:.2f}"
-            report(line)
-        self.ours = spread(ours)
-        if with_peer:
-            self.peer, self.ratio = spread(peer), spread(self.ratios)
+
+def take_turns(
+    rounds: int, peers: Iterable[str], measure: Callable[[str], list[float]], report: Callable[[str], None]
+) -> Comparison:
+    """Ours, peer, ours, peer ...: a machine that slows down slows all, so what counts is the ratio of a pair.
+
+    `measure(side)` gives the rates of its windows; `report` takes a line for each round.
+    """
+    sides = [OURS, *peers]
+    windows: dict[str, list[float]] = {side: [] for side in sides}
+    medians: dict[str, list[float]] = {side: [] for side in sides}
+    for number in range(1, rounds + 1):
+        for side in sides:
+            rates = measure(side)
+            windows[side] += rates
+            medians[side].append(spread(rates).median)
+        report(f"round {number}: " + ", ".join(f"{side} {medians[side][-1]:,.4g}" for side in sides))
+    comparison = Comparison(Side(spread(windows[OURS]), medians[OURS]))
+    for side in sides[1:]:
+        ratios = [ours / peer for ours, peer in zip(medians[OURS], medians[side], strict=True)]
+        comparison.peers[side] = Peer(spread(windows[side]), medians[side], spread(ratios), ratios)
+    return comparison

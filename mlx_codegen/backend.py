@@ -8,6 +8,7 @@ the global scope win over those of a library's own dependencies, so a fast BLAS 
 import ctypes
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -93,8 +94,17 @@ def set_blas_threads(count: int) -> None:
 
 
 def cpu_count() -> int:
-    """Cores that this process may use (containers and `taskset` allow fewer than the machine has)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores for this process: those it may use (containers and `taskset` allow fewer than the machine has), or its share."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // _processes_here[0])
+
+
+_processes_here = [1]
+
+
+def share_cores(processes: int) -> None:
+    """So many processes of one job train on this machine: each takes its part of the cores (`cpu_count`)."""
+    _processes_here[0] = processes
 
 
 def compute_streams() -> "list[mx.Stream]":
@@ -106,11 +116,11 @@ def compute_streams() -> "list[mx.Stream]":
     import mlx.core as mx
 
     cores = cpu_count()
-    if device_kind() != "cpu" or sys.platform != "linux" or cores == 1:
+    if device_kind() != "cpu" or sys.platform != "linux":
         return [mx.default_stream(mx.default_device())]
     set_blas_threads(1)
     _keep_freed_memory()
-    return _cpu_streams(cores)
+    return _cpu_streams(cores) if cores > 1 else [mx.default_stream(mx.default_device())]
 
 
 MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD, MALLOC_ARENA_MAX = -1, -3, -8
@@ -242,6 +252,42 @@ def resolve_precision(precision: str) -> str:
 def total_memory_bytes() -> int:
     """Physical memory of the machine in bytes (unified with the GPU on Apple Silicon)."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def available_memory_bytes() -> int:
+    """What this process may still take, in bytes: the GPU's memory, or what the system and its limits leave on a CPU."""
+    import mlx.core as mx
+
+    if device_kind() == "cpu":
+        return min(_unused_memory_bytes(), _unused_address_space_bytes()) // _processes_here[0]
+    facts = mx.device_info()
+    size = facts.get("max_recommended_working_set_size") or facts.get("free_memory") or total_memory_bytes()
+    return int(size) - mx.get_active_memory()
+
+
+def _unused_memory_bytes() -> int:
+    """Linux says what can be had without swapping, and what a container (cgroup v2) may have; elsewhere, all there is."""
+    size = _number_after("MemAvailable:", Path("/proc/meminfo")) * 1024 or total_memory_bytes()
+    try:
+        limit, used = (Path("/sys/fs/cgroup", f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        return min(size, int(limit) - int(used))
+    except (OSError, ValueError):  # none, or "max"
+        return size
+
+
+def _unused_address_space_bytes() -> int:
+    """What `ulimit -v` leaves."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    used = _number_after("VmSize:", Path("/proc/self/status")) * 1024
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit - used
+
+
+def _number_after(name: str, file: Path) -> int:
+    try:
+        words = file.read_text().split()
+        return int(words[words.index(name) + 1])
+    except (OSError, ValueError):
+        return 0
 
 
 def peak_memory_bytes() -> int:

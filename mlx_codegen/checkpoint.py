@@ -77,10 +77,12 @@ def save_checkpoint(
     config: RunConfig,
     progress: Progress,
     trainer: dict[str, Any] | None = None,
+    previous: Path | None = None,
 ) -> None:
     """Write a checkpoint atomically. With `trainer` (from `TrainStep.state`) it can be resumed from.
 
-    Raises OSError (no space, no permission) with the older file at `path` untouched.
+    The older file at `path` is kept as `previous`, if one is given. Raises OSError (no space, no permission) with both
+    untouched.
     """
     arrays = {f"model.{name}": value for name, value in tree_flatten(model.parameters())}
     arrays["tokenizer"] = mx.array(np.frombuffer(tokenizer.model_bytes, np.uint8))
@@ -96,11 +98,16 @@ def save_checkpoint(
         "checksum": checksum(arrays),
     }
     metadata["metadata_checksum"] = metadata_checksum(metadata)
-    write_safetensors(path, arrays, metadata)
+    write_safetensors(path, arrays, metadata, previous)
 
 
-def write_safetensors(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) -> None:
-    """Atomic write: temporary file beside `path`, flushed to disk, checked for completeness, renamed."""
+def write_safetensors(
+    path: Path, arrays: dict[str, mx.array], metadata: dict[str, str], previous: Path | None = None
+) -> None:
+    """Atomic write: temporary file beside `path`, flushed to disk, checked for completeness, renamed.
+
+    Given `previous`, the older file at `path` gets that name first: killed in between, `previous` is there and whole.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     for abandoned in path.parent.glob(f".{path.stem}.*.tmp.safetensors"):  # by a process that was killed while writing
         abandoned.unlink(missing_ok=True)
@@ -112,6 +119,8 @@ def write_safetensors(path: Path, arrays: dict[str, mx.array], metadata: dict[st
         expected = sum(value.nbytes for value in arrays.values())
         if temporary.stat().st_size < expected:
             raise OSError(28, "No space left on device", str(path))
+        if previous is not None and path.exists():
+            path.replace(previous)
         temporary.replace(path)
         flush_to_disk(path.parent)
     except RuntimeError as error:  # MLX reports a failed write as a RuntimeError
@@ -154,20 +163,22 @@ def load_checkpoint(path: Path) -> Checkpoint:
     arrays, metadata = _read_arrays(path)
     if checksum(arrays) != metadata.get("checksum") or _edited(metadata):
         raise UserError(f"{path}: damaged or edited (its checksum does not match); use another checkpoint of the run")
+    try:
+        return _unpacked(path, arrays, metadata)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: written by another version of mlx_codegen ({error}); use that one") from None
+
+
+def _unpacked(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) -> Checkpoint:
     trainer = dict(tree_unflatten([(n.removeprefix("trainer."), v) for n, v in arrays.items() if n.startswith("trainer.")]))
     if trainer:
         trainer["random"] = [arrays[f"random.{index}"] for index in range(len(mx.random.state))]
-    try:
-        model_config = ModelConfig.model_validate_json(metadata["model_config"])
-        progress = Progress(**json.loads(metadata["progress"]))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: written by another version of mlx_codegen ({error}); use that one") from None
     return Checkpoint(
         config=build_run_config(json.loads(metadata["config"]), origin=str(path)),
-        model_config=model_config,
+        model_config=ModelConfig.model_validate_json(metadata["model_config"]),
         tokenizer=Tokenizer(np.asarray(arrays["tokenizer"]).tobytes(), origin=str(path)),
         weights={n.removeprefix("model."): v for n, v in arrays.items() if n.startswith("model.")},
-        progress=progress,
+        progress=Progress(**json.loads(metadata["progress"])),
         trainer=trainer,
     )
 

@@ -78,9 +78,11 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
         """Token ids of several texts, on `num_threads` threads outside Python's lock."""
-        if not any(SPACE_MARK in text for text in texts):
-            return self._encode_plain(list(texts), num_threads)
-        return [self._encode_around_space_marks(text) for text in texts]
+        marked = {index for index, text in enumerate(texts) if SPACE_MARK in text}
+        ids = self._encode_plain(["" if index in marked else text for index, text in enumerate(texts)], num_threads)
+        for index in marked:
+            ids[index] = self._encode_around_space_marks(texts[index])
+        return ids
 
     def decode(self, ids: Iterable[int], *, show_control: bool = False) -> str:
         """Text of token ids. Control tokens vanish, or appear by name with `show_control`; half characters become U+FFFD."""
@@ -104,6 +106,15 @@ class Tokenizer:
     def is_control(self, index: int) -> bool:
         """True for tokens that stand for no text."""
         return not self._bytes[index]
+
+    def is_byte(self, index: int) -> bool:
+        """True for the pieces of one byte each that spell what the learned pieces cannot."""
+        return bool(self._processor.is_byte(index))
+
+    @property
+    def ends_pieces_at_newline(self) -> bool:
+        """True if the newline is in no piece but its own: then the ids of a text are those of its lines, one by one."""
+        return not any(b"\n" in piece and piece != b"\n" for piece in self._bytes)
 
     def byte_lengths(self) -> list[int]:
         """UTF-8 bytes that each id stands for; control tokens 0. Turns a loss per token into bits per byte."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -14,13 +15,15 @@ import mlx_codegen
 from mlx_codegen.cli.main import run as command_line
 from mlx_codegen.data.tasks import Rendering, Task, load_tasks, render_check
 from mlx_codegen.evaluation.accepted import measure_accepted
+from mlx_codegen.evaluation.commands import add_pair_figures
 from mlx_codegen.evaluation.context import Context, Settings
-from mlx_codegen.evaluation.figures import Figure, mean_of, pass_at_k
+from mlx_codegen.evaluation.figures import Figure, PartResult, mean_of, pass_at_k
 from mlx_codegen.evaluation.functional import functional_figures, run_samples
-from mlx_codegen.evaluation.report import Report, as_json, as_markdown
+from mlx_codegen.evaluation.report import PARTS, Report, as_json, as_markdown
 from mlx_codegen.evaluation.samples import Sample, draw_samples, held_out_renderings
 from mlx_codegen.evaluation.sandbox import why_unavailable
 from mlx_codegen.evaluation.syntax import checks_arguments, repeated_share, syntax_figures
+from mlx_codegen.evaluation.training_texts import TrainingTexts
 from mlx_codegen.generation.engine import Completion
 from mlx_codegen.generation.prompts import prompt_text
 
@@ -56,6 +59,9 @@ def test_interval_holds_the_mean_and_narrows_with_prompts_not_with_samples() -> 
     assert copies.high - copies.low == pytest.approx(few.high - few.low, abs=0.02)
     assert many.high - many.low < 0.4 * (few.high - few.low)
     assert mean_of([[1.0], [0.0]] * 10) == few, "the same figures give the same interval"
+    none, every = mean_of([[0.0]] * 20), mean_of([[1.0]] * 20)
+    assert none.low == 0 and none.high == pytest.approx(0.161, abs=1e-3), "0 of 20 does not mean never (Wilson)"
+    assert every.high == 1 and every.low == pytest.approx(0.839, abs=1e-3)
     assert math.isnan(mean_of([]).value) and mean_of([[], []]).samples == 0
 
 
@@ -118,6 +124,29 @@ def test_models_that_do_nothing_score_near_zero(model: str) -> None:
     assert valid == (1.0 if model == "says done" else 0.0), "`echo done` is valid bash, and no more"
 
 
+def command_figures(answer: Callable[[Rendering], str]) -> dict[str, Figure]:
+    """Figures of the part `commands` for a model that gives these answers to the bundled one-line tasks."""
+    pairs = [r for r in held_out_renderings(TASKS, 1, 1, seed=0) if r.kind == "command"]
+    result = PartResult("commands", "")
+    add_pair_figures(result, "tasks", [sample_of(pair, answer(pair)) for pair in pairs], TrainingTexts())
+    assert len(pairs) > 20 and all(figure.samples for figure in result.figures.values())
+    return result.figures
+
+
+@pytest.mark.parametrize("model", NOTHING)
+def test_models_that_do_nothing_know_no_commands(model: str) -> None:
+    """Neither silence nor the request's own words are a command with its values."""
+    figures = command_figures(NOTHING[model])
+    assert all(figure.value <= (10 if figure.unit == "BLEU" else 0.1) for figure in figures.values()), figures
+
+
+def test_a_model_that_knows_writes_the_commands_of_people() -> None:
+    """Every figure at its top: so each can be reached."""
+    figures = command_figures(good_answer)
+    assert {round(figure.value, 6) for name, figure in figures.items() if figure.unit == "%"} == {1.0}
+    assert figures["BLEU, tasks"].value == pytest.approx(100)
+
+
 @needs_sandbox
 def test_a_model_that_knows_scores_full_marks() -> None:
     """The corpus' own scripts pass their checks, whatever the split."""
@@ -173,7 +202,7 @@ def test_evaluate_command(trained_run: TrainedRun, tmp_path: Path, capfd: pytest
     values = json.loads((tmp_path / "report.json").read_text())
     assert values["parts"][0]["name"] == "syntax" and (tmp_path / "report.md").read_text().startswith("Model: ")
     assert command_line([*arguments, "--only", "poetry"]) == 2
-    assert "no such part; there are: syntax, function, accepted" in capfd.readouterr().err
+    assert f"no such part; there are: {', '.join(PARTS)}" in capfd.readouterr().err
 
 
 def test_accepted_answers_are_counted_with_their_cost(trained_run: TrainedRun) -> None:

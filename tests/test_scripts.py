@@ -96,6 +96,10 @@ def test_without_network_a_download_says_so_and_leaves_nothing(script: str, tmp_
         ("generate", [], ["--prompt"]),
         ("download_code_data", ["--use-existing", "nowhere"], ["nowhere"]),
         ("download_language_data", ["--max-stories", "0"], ["above zero"]),
+        ("evaluate_checkpoints", ["nowhere"], ["nowhere", "no checkpoints"]),
+        ("full_evaluation", ["nowhere"], ["nowhere"]),
+        ("compare_baseline", ["nowhere"], ["nowhere"]),
+        ("compare_model_sizes", ["tinny"], ["tinny", "did you mean tiny"]),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(script: str, arguments: list[str], words: list[str], tmp_path: Path) -> None:
@@ -104,6 +108,7 @@ def test_bad_input_is_one_line_and_status_2(script: str, arguments: list[str], w
 
 
 def test_every_script_of_the_issue_has_help_with_an_example(tmp_path: Path) -> None:
-    for script in ("train_language", "train_code", "generate", "download_language_data", "download_code_data"):
+    scripts = ("train_language", "train_code", "generate", "download_language_data", "download_code_data")
+    for script in (*scripts, "evaluate_checkpoints", "compare_baseline", "compare_model_sizes"):
         result = run(script, "--help", cwd=tmp_path)
         assert result.returncode == 0 and f"Example: python scripts/{script}.py" in result.stdout, script

@@ -48,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "hub": {"config", "version", "model", "tokenizer", "checkpoint", "data", "hub"},
     "evaluation": {
         "config", "backend", "model", "tokenizer", "observer", "checkpoint", "data", "training", "generation", "evaluation",
-        "hub",
+        "hub", "costs",
     },
     "serve": {"config", "generation", "hub", "serve"},
     "inspect": {"config", "model", "tokenizer", "generation", "inspect"},

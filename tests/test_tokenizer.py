@@ -21,7 +21,7 @@ from mlx_codegen.data.prepare import training_texts
 from mlx_codegen.data.sources import read_documents
 from mlx_codegen.errors import UserError
 from mlx_codegen.tokenizer import CONTROL_TOKENS, END_OF_TEXT, PADDING, Tokenizer, train_tokenizer
-from mlx_codegen.tokenizer_report import measure
+from mlx_codegen.tokenizer_report import longest, measure, most_frequent
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -373,16 +373,34 @@ def test_commands_train_show_and_report(tmp_path: Path, capsys: pytest.CaptureFi
 def test_report_measures_the_bundled_data_by_default(
     bundled: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without --data the report covers English and bash, each with its ratio to GPT-2's characters a token."""
+    """Without --data the report covers English, scripts and commands, each with its ratio to GPT-2's characters a token."""
     (tmp_path / "tokenizer.model").write_bytes(bundled.model_bytes)
     assert run(["tokenizer", "report", "--tokenizer", str(tmp_path), "--max-documents", "200"]) == 0
     report = capsys.readouterr().out
-    rows = {words[0]: words for line in report.splitlines() if (words := line.replace("│", " ").split()) and words[0] in KINDS}
-    for kind in KINDS:
-        documents, characters, tokens, ratio, against_gpt2, failures = rows[kind][1:]
-        assert (documents, failures) == ("200", "0")
-        exact = int(characters.replace(",", "")) / int(tokens.replace(",", ""))
+    heading, rows = report.split("documents")[0].split()[:3], dict(re.findall(r"^ *(\S.*?)  +([\d ].*)$", report, re.M))
+    assert heading == ["english", "scripts", "commands"] and "most frequent" not in report
+    assert rows["documents"].split() == ["200"] * 3 and rows["failures"].split() == ["0"] * 3
+    columns = zip(
+        *(rows[name].replace(",", "").split() for name in ("characters", "tokens", "chars/token", "× GPT-2")), strict=True
+    )
+    for characters, tokens, ratio, against_gpt2 in columns:
+        exact = int(characters) / int(tokens)
         assert (ratio, against_gpt2) == (f"{exact:.2f}", f"{exact / 4:.2f}")
+
+
+def test_report_of_bytes_and_pieces(bundled: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What no piece spells is counted as single bytes; frequent and long pieces are those of the text, blanks visible."""
+    (tmp_path / "tokenizer.model").write_bytes(bundled.model_bytes)
+    (tmp_path / "greek.txt").write_text("\u03b1\u03b2\n" * 10)
+    arguments = ["tokenizer", "report", "--tokenizer", str(tmp_path), "--data", str(tmp_path / "greek.txt"), "--pieces", "3"]
+    assert run(arguments) == 0
+    report = capsys.readouterr().out
+    assert re.search(r"single bytes +80\.00%", report), "two letters of two bytes for every line end"
+    assert re.search(r"bytes/token +1\.00", report)
+    assert "greek, most frequent: <0xCE>" in report and "greek, longest: \\n\n" in report
+    result = measure(bundled, ["echo echo echo echo\n", "for i in 1 2"])
+    assert most_frequent(result, bundled, 1) == [" echo"] and longest(result, bundled, 2) == [" echo", "for i"]
+    assert result.byte_tokens == 0 and result.text_bytes == result.characters == 32
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """The live picture of a training run. On a terminal it moves; in a pipe or log it prints a line now and then."""
 
+import sys
 import time
 from collections import deque
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -11,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from mlx_codegen.cli.lasting_output import LastingOutput
 from mlx_codegen.observer import EvaluationMetrics, Observer, PhaseStart, StepMetrics
 
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -43,8 +46,9 @@ def duration(seconds: float) -> str:
 class TrainingDisplay(Observer):
     """Draws what the library reports. Use as a context manager."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console()
+    def __init__(self, console: Console | None = None, silent: bool = False) -> None:
+        """`silent` for a process that trains beside one that shows."""
+        self._console = console or Console(file=cast(TextIO, LastingOutput(sys.stdout)), quiet=silent)
         self._moving = self._console.is_terminal
         self._bar = Progress(
             TextColumn("[bold]{task.description}"), BarColumn(bar_width=None), TextColumn("{task.percentage:>3.0f} %"),

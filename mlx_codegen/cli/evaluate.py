@@ -2,9 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from mlx_codegen.evaluation.context import Settings
+    from mlx_codegen.evaluation.report import Report
+    from mlx_codegen.generation.engine import Engine
 
 
 def evaluate(
@@ -20,30 +25,48 @@ def evaluate(
     unseen: Annotated[int, typer.Option(min=0, help="Test prompts of each held-out task.")] = 3,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the report goes. Default: beside the model.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Sandboxes at a time.")] = os.cpu_count() or 1,
+    pairs: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Requests and commands (.jsonl) for the part commands. Default: those of the run."),
+    ] = None,
 ) -> None:
     """Measure a model on texts and tasks that training never saw.
 
-    Parts: syntax (do scripts parse, does shellcheck find anything), function (they are run and checked), accepted (what
-    --valid gives; only when asked for).
+    Parts: perplexity (how well unseen text is foretold), syntax (do scripts parse, does shellcheck find anything),
+    function (they are run and checked), commands (held-out one-line commands beside those that people wrote), probes
+    (small questions with one right answer: brackets, keywords, indentation, patterns, English), bilingual (English
+    before and after the code phase); only when asked for: accepted (what --valid gives), python (functions that pass
+    their tests, for models trained on Python).
 
     Example: mlx-codegen evaluate runs/tiny --only syntax --samples 2
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from mlx_codegen.cli.corpus import load as load_tasks
-    from mlx_codegen.evaluation.context import Context, Settings
-    from mlx_codegen.evaluation.report import USUAL_PARTS, as_json, as_markdown, check_parts
-    from mlx_codegen.evaluation.report import evaluate as run_parts
+    from mlx_codegen.evaluation.context import Settings
+    from mlx_codegen.evaluation.pairs import file_sources
+    from mlx_codegen.evaluation.report import USUAL_PARTS, check_parts
     from mlx_codegen.generation.engine import check_sampling, find_checkpoint, load
 
     parts = tuple(only) if only else USUAL_PARTS
     check_parts(parts)
     check_sampling({"temperature": temperature, "max_tokens": max_tokens, "seed": seed})
-    settings = Settings(parts, samples, temperature, max_tokens, seed, seen, unseen, jobs)
+    files = tuple(map(str, pairs or ()))
+    file_sources(files)
+    settings = Settings(parts, samples, temperature, max_tokens, seed, seen, unseen, jobs, files)
     checkpoint = find_checkpoint(model)
     folder = output or (model if model.is_dir() else model.parent)
-    engine = load(checkpoint)
+    report = measure(load(checkpoint), settings)
+    draw(report)
+    save(report, folder)
+
+
+def measure(engine: "Engine", settings: "Settings") -> "Report":
+    """Evaluate with a progress bar."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from mlx_codegen.cli.corpus import load as load_tasks
+    from mlx_codegen.evaluation.context import Context
+    from mlx_codegen.evaluation.report import evaluate as run_parts
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bars: dict[str, int] = {}
@@ -53,22 +76,25 @@ def evaluate(
                 bars[what] = progress.add_task(what, total=total)
             progress.update(bars[what], completed=done)  # type: ignore[arg-type]
 
-        report = run_parts(Context(engine, load_tasks(None), settings, on_progress))
-    draw(report)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (("report.json", as_json(report)), ("report.md", as_markdown(report))):
-        (folder / name).write_text(text, encoding="utf-8")
+        return run_parts(Context(engine, load_tasks(None), settings, on_progress))
+
+
+def save(report: "Report", folder: Path) -> None:
+    """Write the report's files, and say where."""
+    from mlx_codegen.evaluation.report_files import write_report
+
+    if missing := write_report(report, folder):
+        typer.echo(missing, err=True)
     print(f"{folder / 'report.json'}")
 
 
-def draw(report: object) -> None:
+def draw(report: "Report") -> None:
     """One table for each part."""
     from rich.console import Console
     from rich.table import Table
 
-    from mlx_codegen.evaluation.report import Report, figure_texts
+    from mlx_codegen.evaluation.report import figure_texts
 
-    assert isinstance(report, Report)
     console = Console(highlight=False)
     for part in report.parts:
         table = Table("figure", "value", "95 % interval", "samples", "aim", title=part.title, title_justify="left")

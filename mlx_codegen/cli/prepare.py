@@ -28,11 +28,12 @@ def prepare(
 
     from mlx_codegen.cli.display import TrainingDisplay
     from mlx_codegen.data.prepare import read_manifest
+    from mlx_codegen.training.lock import sole_user
     from mlx_codegen.training.phases import prepare_run
 
     folder = run_folder(name, config)
     settings = config_from_options(config, overrides, language_data, code_data)
-    with TrainingDisplay() as display:
+    with TrainingDisplay() as display, sole_user(folder.path):
         prepare_run(folder, settings, settings.phase_names(), display)
     table = Table(box=SIMPLE)
     table.add_column("source", no_wrap=True)

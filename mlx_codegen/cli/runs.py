@@ -80,6 +80,7 @@ def polite_stop(tell: Callable[[str], None], in_step: Callable[[], bool]) -> Ite
     """Ctrl-C, SIGTERM and a closed terminal ask the work to stop after its step; a second signal stops at once.
 
     Outside of training steps (`in_step()` false: preparing data, which starts over anyway) the first one does.
+    Signals that whoever started us has switched off (`nohup`, a job in the background) stay off.
     """
     asked = False
 
@@ -91,7 +92,9 @@ def polite_stop(tell: Callable[[str], None], in_step: Callable[[], bool]) -> Ite
         tell("finishing this step, then saving; once more stops at once")
 
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, handle) for number in signals}
+    before = {number: signal.getsignal(number) for number in signals if signal.getsignal(number) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, handle)
     try:
         yield lambda: asked
     finally:

@@ -1,5 +1,6 @@
 """`mlx-codegen train`: both phases of a run, or one."""
 
+import os
 import sys
 from enum import Enum
 from pathlib import Path
@@ -45,6 +46,13 @@ def train(
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Use this tokenizer.model instead of training one.")
     ] = None,
+    batch_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Sequences a batch. auto: the largest that fits into memory, with gradient accumulation for the rest.",
+        ),
+    ] = None,
 ) -> None:
     """Train a model: English first, then code.
 
@@ -64,8 +72,22 @@ def train(
         raise UserError(f"{config} has no {phase.value} phase")
     if not resume:
         _refuse_trained_folder(folder, phases, config)
+    if batch_size is not None:
+        settings = _with_batches(settings, phases, batch_size)
     command = f"mlx-codegen train {config}" + (f" --name {name}" if name else "") + (f" --phase {phase.value}" if phase else "")
     train_with_display(folder, settings, phases, command, resume=resume, init_from=init_from, tokenizer_path=tokenizer)
+
+
+def _with_batches(settings: RunConfig, phases: list[PhaseName], batch_size: str) -> RunConfig:
+    from mlx_codegen.config import build_run_config
+    from mlx_codegen.training.memory import fitted_batches
+
+    if batch_size == "auto":
+        return fitted_batches(settings, phases, lambda text: print(text, flush=True))
+    if not batch_size.isdecimal() or int(batch_size) == 0:
+        raise UserError(f"--batch-size {batch_size}: give a number of sequences from 1, or auto")
+    values = settings.model_dump(mode="json", exclude_none=True)
+    return build_run_config(values, [f"phases.{phase}.batch_size={batch_size}" for phase in phases])
 
 
 def train_with_display(
@@ -78,31 +100,50 @@ def train_with_display(
     init_from: Path | None = None,
     tokenizer_path: Path | None = None,
 ) -> None:
-    """Train under the live display. An interrupted run says how to go on (`command --resume`) and exits with 130."""
+    """Train under the live display. An interrupted run says how to go on (`command --resume`) and exits with 130.
+
+    Started by `mlx.launch`, this process trains with the others of its job, and only rank 0 shows anything.
+    """
     from mlx_codegen.cli.display import TrainingDisplay
+    from mlx_codegen.training.distributed import joined_group
     from mlx_codegen.training.phases import train_run
 
-    display = TrainingDisplay()
-    with display, polite_stop(display.on_message, display.in_phase) as should_stop:
-        outcome = train_run(
-            folder,
-            settings,
-            phases,
-            display,
-            should_stop,
-            resume=resume,
-            init_from=init_from,
-            tokenizer_path=tokenizer_path,
-        )
+    with joined_group(_end_with_the_others) as group:
+        follows = group is not None and group.rank > 0
+        display = TrainingDisplay(silent=follows)
+        with display, polite_stop(display.on_message, display.in_phase) as should_stop:
+            outcome = train_run(
+                folder,
+                settings,
+                phases,
+                display,
+                should_stop,
+                resume=resume,
+                init_from=init_from,
+                tokenizer_path=tokenizer_path,
+                group=group,
+            )
+        # Before leaving the others: mlx.launch ends all as soon as one exits with 130.
+        if outcome == "interrupted" and not follows:
+            print(f"saved; go on with: {command} --resume", file=sys.stderr)
+        elif not follows:
+            print(f'trained; try it: mlx-codegen generate "Create a backup script" --model {folder.path}')
     if outcome == "interrupted":
-        print(f"saved; go on with: {command} --resume", file=sys.stderr)
         raise typer.Exit(130)
-    print(f'trained; try it: mlx-codegen generate "Create a backup script" --model {folder.path}')
+
+
+def _end_with_the_others(rank: int, host: str, why: str) -> None:
+    """Another process of the job is gone. The main thread may wait for ever in a collective, so this ends all at once."""
+    name = f"rank {rank} ({host})" if host else f"rank {rank}"
+    try:
+        os.write(2, f"error: {name} ended: {why}; what was saved is good: go on with --resume\n".encode())
+    finally:
+        os._exit(2)
 
 
 def _refuse_trained_folder(folder: "RunFolder", phases: list[PhaseName], config: str) -> None:
     for phase in phases:
-        if folder.checkpoint(phase, "last").exists() or folder.checkpoint(phase, "best").exists():
+        if folder.resumable(phase) or folder.checkpoint(phase, "best").exists():
             raise UserError(
                 f"{folder.path} already holds a trained {phase} phase; continue it with --resume, "
                 "give the new run another --name, or remove the folder"

@@ -93,19 +93,29 @@ class PackedStream:
 
 
 class TrainingBatches:
-    """Endless shuffled batches. `state()` and `restore()` save and set the position."""
+    """Endless shuffled batches. `state()` and `restore()` save and set the position.
 
-    def __init__(self, files: list[TokenFile], batch_size: int, context_length: int, seed: int) -> None:
+    Several processes (`ranks`) share one stream: a global batch has `ranks · batch_size` rows, and rank r gets the r-th
+    `batch_size` of them. The position counts rows of global batches: any other number of ranks can go on from it.
+    """
+
+    def __init__(
+        self, files: list[TokenFile], batch_size: int, context_length: int, seed: int, *, rank: int = 0, ranks: int = 1
+    ) -> None:
         """Raises UserError if the files hold less than one window."""
         self._files = files
         self.batch_size = batch_size
         self.context_length = context_length
+        self.rank = rank
+        self.ranks = ranks
         self._seed = seed
         self._start_epoch(0)
 
     def next(self) -> Tokens:
         """The next batch of token ids `(batch_size, context_length + 1)`; column t + 1 is the target of column t."""
-        return np.stack([self._next_window() for _ in range(self.batch_size)])
+        windows = [self._next_window() for _ in range(self.ranks * self.batch_size)]
+        own = windows[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
+        return np.stack([stream.read(start, self.context_length + 1) for stream, start in own])
 
     def state(self) -> dict[str, int]:
         """Where the next batch begins."""
@@ -121,12 +131,18 @@ class TrainingBatches:
         """Tokens in one pass over the mix, repeats by weight included."""
         return round(sum(file.weight * len(file.tokens) for file in self._files))
 
-    def _next_window(self) -> Tokens:
+    @property
+    def tokens_per_batch(self) -> int:
+        """Tokens in one global batch: those of all ranks."""
+        return self.ranks * self.batch_size * self.context_length
+
+    def _next_window(self) -> tuple[PackedStream, int]:
+        """The stream and the position in it where the next window begins."""
         if self._window == len(self._order):
             self._start_epoch(self._epoch + 1)
         start = int(self._order[self._window]) * self.context_length
         self._window += 1
-        return self._stream.read(start, self.context_length + 1)
+        return self._stream, start
 
     def _start_epoch(self, epoch: int) -> None:
         self._epoch, self._window = epoch, 0

@@ -22,10 +22,20 @@ HEAD = re.compile(
     r"(?:^|[|;&(`]|\$\(|\b(?:xargs|sudo|exec|execdir|time|nohup|env|then|do|else|watch|command)(?:\s+-\S+)*)\s*([\w./+-]+)"
 )
 NUMBER = re.compile(r"(?<![\w.:/-])\d{1,7}(?![\w.:]*\d)(?!\.\w)")
+DIGITS = re.compile(r"\d+")
 CUED_NAME = re.compile(
     r"\b(?:user|owner|group|named|called|host|hostname|server|service|package|branch|database|container|process|owned by|"
     r"belonging to|folder|directory|file|string|word|pattern|text)\s+(?=([a-z][\w-]{2,})\b)"
 )
+URL = re.compile(r"(https?://[\w./~-]*\w)")
+EMAIL = re.compile(r"([\w.+-]+@[\w-]+(?:\.[\w-]+)+)")
+ADDRESS = re.compile(r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(?![\w.])")
+PATH = re.compile(r"(?<![\w.~/*])(/[\w+-][\w.+/-]*[\w/])")
+RELATIVE_PATH = re.compile(r"(?<![\w.~/*$-])((?:[\w-]+/)+[\w.-]*\w)")
+FILE_NAME = re.compile(r"(?<![\w./*$-])([\w-]+\.[a-z][a-z0-9]{0,4}(?:\.gz|\.bz2)?)(?![\w/])")
+PATTERN_EXTENSION = re.compile(r"\*\.([A-Za-z][A-Za-z0-9]{0,4})\b")
+EXTENSION = re.compile(r"(?<![\w)])\.([a-z][a-z0-9]{1,4})\b")
+QUOTED_WORD = re.compile(r"[\"'`]([A-Za-z][\w-]{2,})[\"'`]")
 # Words that follow those cues in ordinary English.
 ENGLISH = frozenset(
     """
@@ -47,10 +57,12 @@ class Value:
 
 def with_fresh_values(prompt: str, command: str, words: Words, rng: random.Random) -> tuple[str, str]:
     """Returns the pair with the values that both share replaced on both sides; the pair itself where they share none."""
-    values = shared_values(prompt, command, words)
-    replacements: dict[str, str] = {}
-    for value in values:
-        replacements[value.text] = value.fresh(rng)
+    return with_values_replaced(prompt, command, shared_values(prompt, command, words), rng)
+
+
+def with_values_replaced(prompt: str, command: str, values: list[Value], rng: random.Random) -> tuple[str, str]:
+    """The same for a pair whose `shared_values` are known: finding them takes longer than all the rest."""
+    replacements = {value.text: value.fresh(rng) for value in values}
     replacements |= _fresh_numbers(prompt, command, rng)
     return _replace(prompt, replacements), _replace(command, replacements)
 
@@ -86,23 +98,22 @@ def _candidates(prompt: str, words: Words) -> Iterator[tuple[int, int, Value]]:
     def of_type(name: str) -> Callable[[random.Random], str]:
         return lambda rng: words.fresh(name, rng)
 
-    def found(pattern: str, make: Callable[[str], Callable[[random.Random], str]]) -> Iterator[tuple[int, int, Value]]:
-        for match in re.finditer(pattern, prompt):
+    def found(
+        pattern: re.Pattern[str], make: Callable[[str], Callable[[random.Random], str]]
+    ) -> Iterator[tuple[int, int, Value]]:
+        for match in pattern.finditer(prompt):
             yield match.start(1), match.end(1), Value(match[1], make(match[1]))
 
-    yield from found(r"(https?://[\w./~-]*\w)", lambda text: of_type("url"))
-    yield from found(r"([\w.+-]+@[\w-]+(?:\.[\w-]+)+)", lambda text: of_type("email"))
-    yield from found(r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(?![\w.])", lambda text: of_type("address"))
-    yield from found(r"(?<![\w.~/*])(/[\w+-][\w.+/-]*[\w/])", lambda text: lambda rng: _fresh_path(text, words, rng))
-    yield from found(r"(?<![\w.~/*$-])((?:[\w-]+/)+[\w.-]*\w)", lambda text: lambda rng: _fresh_path(text, words, rng))
-    yield from found(
-        r"(?<![\w./*$-])([\w-]+\.[a-z][a-z0-9]{0,4}(?:\.gz|\.bz2)?)(?![\w/])",
-        lambda text: lambda rng: _fresh_file(text, words, rng),
-    )
-    yield from found(r"\*\.([A-Za-z][A-Za-z0-9]{0,4})\b", lambda text: of_type("extension"))
-    yield from found(r"(?<![\w)])\.([a-z][a-z0-9]{1,4})\b", lambda text: of_type("extension"))
-    yield from found(r"[\"'`]([A-Za-z][\w-]{2,})[\"'`]", lambda text: of_type("word"))
-    for start, stop, value in found(CUED_NAME.pattern, lambda text: of_type("word")):
+    yield from found(URL, lambda text: of_type("url"))
+    yield from found(EMAIL, lambda text: of_type("email"))
+    yield from found(ADDRESS, lambda text: of_type("address"))
+    yield from found(PATH, lambda text: lambda rng: _fresh_path(text, words, rng))
+    yield from found(RELATIVE_PATH, lambda text: lambda rng: _fresh_path(text, words, rng))
+    yield from found(FILE_NAME, lambda text: lambda rng: _fresh_file(text, words, rng))
+    yield from found(PATTERN_EXTENSION, lambda text: of_type("extension"))
+    yield from found(EXTENSION, lambda text: of_type("extension"))
+    yield from found(QUOTED_WORD, lambda text: of_type("word"))
+    for start, stop, value in found(CUED_NAME, lambda text: of_type("word")):
         if value.text not in ENGLISH:
             yield start, stop, value
 
@@ -131,7 +142,7 @@ def _fresh_numbers(prompt: str, command: str, rng: random.Random) -> dict[str, s
     if not numbers or not all(_whole_number(number).search(command) for number in numbers):
         return {}
     # Numbers of the command that are near one of the request's are derived from it (older than 5 days: -mtime +4)
-    others = {match[0] for match in re.finditer(r"\d+", command)} - set(numbers)
+    others = {match[0] for match in DIGITS.finditer(command)} - set(numbers)
     if any(abs(int(other) - int(number)) == 1 for other in others if len(other) < 8 for number in numbers if int(number) > 2):
         return {}
     octal = bool(MODE_WORDS.search(command))

@@ -13,12 +13,14 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from mlx_codegen.config import PhaseConfig, SourceConfig, repository_folder
+from mlx_codegen.data.encode import TOKEN_DTYPE, DocumentEncoder
 from mlx_codegen.data.sources import Document, Split, read_split_documents, source_files
 from mlx_codegen.data.tasks import WORDS_FILE
 from mlx_codegen.data.text_hashes import HashWriter, sort_hashes, text_hash
@@ -30,8 +32,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 # Part of the fingerprint: raise it when the same sources would give other token files.
 PREPARE_VERSION = 2
 # Text handed to the tokenizer at once: enough to keep its threads busy, small beside any model.
-BATCH_CHARACTERS = 4_000_000
-TOKEN_DTYPE = np.dtype("<u2")
+BATCH_CHARACTERS = 2_000_000
 INDEX_DTYPE = np.dtype("<u8")
 
 
@@ -43,6 +44,7 @@ class SplitCounts:
     tokens: int = 0
     text_bytes: int = 0
     sha256: str = ""
+    index_sha256: str = ""
 
 
 @dataclass
@@ -64,8 +66,14 @@ def prepare_phase(
     The folder appears whole or not at all. Raises UserError for unreadable sources and for a corpus without text.
     """
     observer = observer or Observer()
-    fingerprint = phase_fingerprint(phase, tokenizer, seed)
     manifest = read_manifest(folder) if (folder / "manifest.json").exists() else None
+    try:
+        fingerprint = phase_fingerprint(phase, tokenizer, seed)
+    except UserError as error:
+        if manifest is None or not _made_from(manifest, phase, tokenizer) or not token_files_whole(folder, manifest):
+            raise
+        observer.on_message(f"{error}; going on with the token files made from it before, in {folder}")
+        return manifest
     if manifest is not None and manifest["fingerprint"] == fingerprint and token_files_whole(folder, manifest):
         observer.on_message(f"token files in {folder} are up to date")
         return manifest
@@ -75,6 +83,7 @@ def prepare_phase(
     try:
         counts = _write_split_sources(partial, phase, tokenizer, seed, observer)
         manifest = _manifest(phase, tokenizer, fingerprint, counts) | {"training_hashes": sort_hashes(partial)}
+        manifest["checksum"] = manifest_checksum(manifest)
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         _replace_folder(partial, folder)
     except sqlite3.OperationalError as error:  # the only way that a fresh database of ours fails: no space
@@ -93,9 +102,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         manifest["fingerprint"], manifest["tokenizer_hash"], manifest["sources"]
-        return manifest
-    except (OSError, ValueError, KeyError, TypeError):
+        edited = manifest.get("checksum", manifest_checksum(manifest)) != manifest_checksum(manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{file}: missing or damaged; remove {folder} and prepare the data again") from None
+    if edited:
+        raise UserError(f"{file}: edited or damaged (its checksum does not match); put the old one back, or remove {folder}")
+    return manifest
+
+
+def manifest_checksum(manifest: dict[str, Any]) -> str:
+    """SHA-256 over all other entries; manifests of older versions carry none."""
+    described = {name: value for name, value in manifest.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def token_files_whole(folder: Path, manifest: dict[str, Any]) -> bool:
@@ -135,8 +153,10 @@ def split_of(document_number: int, validation_fraction: float) -> Split:
 def clean(document: str) -> str:
     """Unix line ends, no byte-order mark, no NUL, no lone surrogates, one newline at the end; blanks and tabs stay."""
     text = document.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
-    text = text.encode("utf-8", "ignore").decode("utf-8")
-    return text.strip("\n").rstrip() + "\n" if text.strip() else ""
+    if not text.isascii():
+        text = text.encode("utf-8", "ignore").decode("utf-8")
+    text = text.strip("\n").rstrip()
+    return text + "\n" if text else ""
 
 
 def training_texts(phases: Iterable[PhaseConfig], budget_bytes: int, seed: int) -> Iterator[str]:
@@ -179,7 +199,13 @@ def _cleaned(raw: Document) -> tuple[str, int, int]:
     """A document's clean text, the hash of it, and the hash that decides its split."""
     document = clean(raw.text)
     number = document_hash(document)
-    return document, number, number if raw.origin is None else document_hash(clean(raw.origin))
+    return document, number, number if raw.origin is None else _origin_hash(raw.origin)
+
+
+@lru_cache(maxsize=1)
+def _origin_hash(origin: str) -> int:
+    """Remembered, because the versions of a pair follow each other."""
+    return document_hash(clean(origin))
 
 
 def source_fingerprint(source: SourceConfig) -> dict[str, Any]:
@@ -234,8 +260,9 @@ def _write_sources(
         return given or split_of(number, phase.validation_fraction)
 
     seen, hashes = _SeenDocuments(folder / "seen.sqlite"), HashWriter(folder)
+    encoder = DocumentEncoder(tokenizer, num_threads=os.cpu_count() or 1)
     try:
-        counts = [_write_source(folder, source, place, tokenizer, seen, hashes, seed, observer) for source in phase.sources]
+        counts = [_write_source(folder, source, place, encoder, seen, hashes, seed, observer) for source in phase.sources]
         return counts, seen.smallest()
     finally:
         seen.close()
@@ -246,7 +273,7 @@ def _write_source(
     folder: Path,
     source: SourceConfig,
     place: Callable[[int, Split | None], Split],
-    tokenizer: Tokenizer,
+    encoder: DocumentEncoder,
     seen: "_SeenDocuments",
     hashes: HashWriter,
     seed: int,
@@ -254,16 +281,13 @@ def _write_source(
 ) -> SourceCounts:
     counts = SourceCounts()
     writers = {split: _TokenWriter(folder / f"{source.name}-{split}") for split in SPLITS}
-    pending: list[tuple[Split, str]] = []
+    pending: dict[Split, list[str]] = {split: [] for split in SPLITS}
     pending_characters = 0
 
     def flush() -> None:
-        ids = tokenizer.encode_batch([text for _, text in pending], num_threads=os.cpu_count() or 1)
-        for (split, text), document_ids in zip(pending, ids, strict=True):
-            writers[split].write(document_ids, tokenizer.end_of_text_id, len(text.encode()))
-            if split == "train":
-                hashes.add(text)
-        pending.clear()
+        for split, texts in pending.items():
+            writers[split].write(encoder.encode(texts), sum(len(text.encode()) for text in texts))
+            texts.clear()
         observer.on_prepare(source.name, *_progress(writers))
 
     try:
@@ -277,8 +301,10 @@ def _write_source(
             elif not seen.add(number):
                 counts.duplicates += 1
             else:
-                pending.append((split, document))
+                pending[split].append(document)
                 pending_characters += len(document)
+                if split == "train":
+                    hashes.add(document, number)
             if pending_characters >= BATCH_CHARACTERS:
                 flush()
                 pending_characters = 0
@@ -300,19 +326,23 @@ class _TokenWriter:
         self.counts = SplitCounts()
         self._tokens: BinaryIO = stem.with_name(stem.name + ".bin").open("wb")
         self._index: BinaryIO = stem.with_name(stem.name + ".idx").open("wb")
-        self._hash = hashlib.sha256()
+        self._hash, self._index_hash = hashlib.sha256(), hashlib.sha256()
 
-    def write(self, ids: list[int], end_of_text_id: int, text_bytes: int) -> None:
-        data = np.array([*ids, end_of_text_id], dtype=TOKEN_DTYPE).tobytes()
-        self.counts.documents += 1
-        self.counts.tokens += len(ids) + 1
+    def write(self, documents: list[bytes], text_bytes: int) -> None:
+        """Tokens of some documents, and how many bytes of text they were."""
+        ends = self.counts.tokens + np.cumsum([len(document) // TOKEN_DTYPE.itemsize for document in documents], dtype=INDEX_DTYPE)
+        data = b"".join(documents)
+        self.counts.documents += len(documents)
+        self.counts.tokens += len(data) // TOKEN_DTYPE.itemsize
         self.counts.text_bytes += text_bytes
         self._tokens.write(data)
         self._hash.update(data)
-        self._index.write(np.array([self.counts.tokens], dtype=INDEX_DTYPE).tobytes())
+        index = ends.astype(INDEX_DTYPE).tobytes()
+        self._index.write(index)
+        self._index_hash.update(index)
 
     def close(self) -> SplitCounts:
-        self.counts.sha256 = self._hash.hexdigest()
+        self.counts.sha256, self.counts.index_sha256 = self._hash.hexdigest(), self._index_hash.hexdigest()
         for stream in (self._tokens, self._index):
             stream.flush()
             os.fsync(stream.fileno())
@@ -358,6 +388,13 @@ def _manifest(phase: PhaseConfig, tokenizer: Tokenizer, fingerprint: str, counts
             for source, count in zip(phase.sources, counts, strict=True)
         ],
     }
+
+
+def _made_from(manifest: dict[str, Any], phase: PhaseConfig, tokenizer: Tokenizer) -> bool:
+    """Whether token files are of these sources, as far as settings tell."""
+    settings = [source.model_dump(exclude_none=True) for source in phase.sources]
+    same = [source["settings"] for source in manifest["sources"]] == settings
+    return same and bool(manifest["tokenizer_hash"] == tokenizer.hash)
 
 
 def _replace_folder(new: Path, old: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlx_codegen.config import SourceConfig, repository_folder
-from mlx_codegen.data.fresh_values import other_manner, with_fresh_values
+from mlx_codegen.data.fresh_values import other_manner, shared_values, with_values_replaced
 from mlx_codegen.data.stories import story_documents
 from mlx_codegen.data.tasks import load_words, task_documents
 from mlx_codegen.errors import UserError
@@ -113,8 +113,9 @@ def _with_versions(records: Iterator[Record], source: SourceConfig, seed: int) -
         # Not the pair's text but its place seeds, so that equal pairs get different values
         rng = random.Random(f"{seed}/{source.name}/{number}")
         yield Document(original, origin=original)
+        values = shared_values(*record, words)
         for _ in range(source.versions):
-            prompt, answer = with_fresh_values(*record, words, rng) if rng.random() < source.fresh_values else record
+            prompt, answer = with_values_replaced(*record, values, rng) if rng.random() < source.fresh_values else record
             yield Document(_text((other_manner(prompt, rng), answer), source), origin=original)
 
 

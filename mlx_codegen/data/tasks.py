@@ -45,6 +45,8 @@ _TEMPLATES = Environment(
 )
 # Jinja's other functions (namespace, dict, ...) would hide slots of these names
 _TEMPLATES.globals = {"range": range}
+_MARKS = ("{{", "{%", _TEMPLATES.comment_start_string)
+_NAME = re.compile(r"\{\{ *([a-z_]+) *\}\}")
 _HOLE = re.compile(r"\{([a-z_]+|\d+-\d+)\}")
 
 Variant = bool | int | str
@@ -128,13 +130,22 @@ class SplitFile(Strict):
 
 @dataclass(frozen=True)
 class Text:
-    """A template and the names it uses."""
+    """A template and the names it uses. `plain`: it holds names and nothing else of Jinja's, as most prompts do."""
 
     source: str
     names: frozenset[str]
+    plain: bool
+
+    def render(self, values: dict[str, Any]) -> str:
+        """The text with these values."""
+        if self.plain:
+            return _NAME.sub(lambda match: str(values[match[1]]), self.source)
+        # What Template.render does, without its copy of the globals, which takes longer than the rest
+        context = self._template.new_context(_TEMPLATES.globals | values, shared=True)
+        return "".join(self._template.root_render_func(context))
 
     @cached_property
-    def template(self) -> Template:
+    def _template(self) -> Template:
         """Compiled at the first use: compiling takes longer than all the rest of loading."""
         return _TEMPLATES.from_string(self.source)
 
@@ -142,7 +153,9 @@ class Text:
 @cache
 def _text(source: str) -> Text:
     """Reads a template, once for every source; raises jinja2.TemplateError when it is none."""
-    return Text(source, frozenset(meta.find_undeclared_variables(_TEMPLATES.parse(source))))
+    if not any(mark in _NAME.sub("", source) for mark in _MARKS):  # Jinja would take longer to read it than we to use it
+        return Text(source, frozenset(_NAME.findall(source)), plain=True)
+    return Text(source, frozenset(meta.find_undeclared_variables(_TEMPLATES.parse(source))), plain=False)
 
 
 @dataclass(frozen=True)
@@ -158,12 +171,12 @@ class Task:
 
     @cached_property
     def prompts(self) -> list[Text]:
-        """The compiled prompts, in the file's order."""
+        """The prompts, in the file's order."""
         return [_text(prompt) for prompt in self.file.prompts]
 
     @cached_property
     def script(self) -> Text:
-        """The compiled script."""
+        """The script."""
         return _text(self.file.script)
 
     @cached_property
@@ -241,7 +254,7 @@ def render(task: Task, rng: random.Random) -> Rendering:
             variants[name] = task.file.variants[name][0]
     lead = rng.choice(task.words.leads[task.file.kind])
     # Some ask as a comment; the document makes one of every prompt
-    request = prompt.template.render(**values, **variants, lead=lead).removeprefix("# ")
+    request = prompt.render({**values, **variants, "lead": lead}).removeprefix("# ")
     # A prompt may name a slot in a clause that this variant leaves out, or in capitals
     given = frozenset(name for name in prompt.names & values.keys() if values[name].lower() in request.lower())
     said = {name: value if name in given else task.file.slots[name].default for name, value in values.items()}
@@ -250,7 +263,7 @@ def render(task: Task, rng: random.Random) -> Rendering:
         category=task.category,
         kind=task.file.kind,
         prompt=request,
-        script=task.script.template.render(**said, **variants, given=given),
+        script=task.script.render({**said, **variants, "given": given}),
         values=values,
         variants=variants,
         given=given,
@@ -273,7 +286,7 @@ def _part_of_values(values: list[str]) -> Part:
 def render_check(task: Task, rendering: Rendering) -> tuple[str, str]:
     """Returns the setup and the check that belong to a rendering, both bash; empty where the task has none."""
     names: dict[str, Any] = {**rendering.values, **rendering.variants, "given": rendering.given}
-    setup, check = (_text(text).template.render(**names) for text in (task.file.setup, task.file.check))
+    setup, check = (_text(text).render(names) for text in (task.file.setup, task.file.check))
     return setup, check
 
 

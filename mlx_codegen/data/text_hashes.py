@@ -51,16 +51,25 @@ def split_document(document: str) -> tuple[list[str], str]:
 
 def possible_prompts(document: str) -> list[str]:
     """Where a request ends and a script's first comment begins cannot be seen: the first line, the first two, ..."""
-    comment, _ = split_document(document)
+    return _possible_prompts(split_document(document)[0])
+
+
+def _possible_prompts(comment: list[str]) -> list[str]:
     return [normal_prompt("\n".join(comment[:count])) for count in range(1, min(len(comment), LONGEST_PROMPT_LINES) + 1)]
 
 
 def hashes_of(document: str) -> Iterator[tuple[str, int]]:
     """The kind and value of each hash of a document."""
     yield "documents", text_hash(document)
-    if answer := normal_answer(split_document(document)[1]):
+    yield from hashes_of_parts(document)
+
+
+def hashes_of_parts(document: str) -> Iterator[tuple[str, int]]:
+    """All but the hash of the whole."""
+    comment, below = split_document(document)
+    if answer := normal_answer(below):
         yield "answers", text_hash(answer)
-    for prompt in possible_prompts(document):
+    for prompt in _possible_prompts(comment):
         yield "prompts", text_hash(prompt)
 
 
@@ -71,9 +80,10 @@ class HashWriter:
         self._open = ExitStack()
         self._streams = {kind: self._open.enter_context(hash_file(folder, kind).open("wb")) for kind in KINDS}
 
-    def add(self, document: str) -> None:
-        """A document that is trained on."""
-        for kind, number in hashes_of(document):
+    def add(self, document: str, document_hash: int) -> None:
+        """A document that is trained on, and the hash of it, which is known already."""
+        self._streams["documents"].write(document_hash.to_bytes(8, "little"))
+        for kind, number in hashes_of_parts(document):
             self._streams[kind].write(number.to_bytes(8, "little"))
 
     def close(self) -> None:

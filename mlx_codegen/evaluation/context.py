@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_codegen.data.tasks import Rendering, Task
 from mlx_codegen.evaluation.samples import Sample, draw_samples, held_out_renderings
 from mlx_codegen.generation.engine import Engine
+
+if TYPE_CHECKING:
+    from mlx_codegen.evaluation.training_texts import TrainingTexts
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Settings:
     unseen: int = 3
     """Test prompts of each held-out task."""
     jobs: int = 2
+    pairs: tuple[str, ...] = ()
+    """Files of held-out pairs, instead of the sources of the run's code phase."""
 
 
 @dataclass
@@ -46,6 +51,13 @@ class Context:
     def renderings(self) -> list[Rendering]:
         """Test prompts of the bundled tasks."""
         return held_out_renderings(self.tasks, self.settings.seen, self.settings.unseen, self.settings.seed)
+
+    @cached_property
+    def training_texts(self) -> "TrainingTexts":
+        """What the model was trained on, as far as that is known."""
+        from mlx_codegen.evaluation.training_texts import training_texts  # it knows contexts
+
+        return training_texts(self.engine)
 
     @cached_property
     def samples(self) -> list[Sample]:

@@ -7,7 +7,7 @@ from functools import partial
 
 from mlx_codegen.data.tasks import Task, render_check
 from mlx_codegen.evaluation.context import Context
-from mlx_codegen.evaluation.figures import Figure, PartResult, mean_of, pass_at_k
+from mlx_codegen.evaluation.figures import Figure, PartResult, mean_of, pass_at_k, prompt_key
 from mlx_codegen.evaluation.samples import Sample
 from mlx_codegen.evaluation.sandbox import SETUP_FAILED, Limits, run_script, why_unavailable
 
@@ -57,8 +57,9 @@ def functional_figures(samples: list[Sample], passed: list[bool], per_prompt: in
         by_prompt[sample.rendering.task, sample.rendering.prompt].append((sample, good))
 
     def figure(k: int, wanted: Callable[[Sample], bool], target: float | None = None) -> Figure:
-        groups = [[good for _, good in group] for group in by_prompt.values() if wanted(group[0][0])]
-        return mean_of([[pass_at_k(len(group), sum(group), k)] for group in groups if len(group) >= k], target=target)
+        groups = {prompt_key(*key): [good for _, good in group] for key, group in by_prompt.items() if wanted(group[0][0])}
+        chances = {key: [pass_at_k(len(group), sum(group), k)] for key, group in groups.items() if len(group) >= k}
+        return mean_of(chances, target=target)
 
     for k in sorted({1, per_prompt}):
         result.figures[f"pass@{k}, seen tasks, unseen values"] = figure(k, lambda s: not s.unseen_task, 0.7 if k == 1 else None)

@@ -3,25 +3,36 @@
 import datetime
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mlx_codegen.errors import UserError
 from mlx_codegen.evaluation.accepted import measure_accepted
+from mlx_codegen.evaluation.bilingual import measure_bilingual
+from mlx_codegen.evaluation.commands import measure_commands
 from mlx_codegen.evaluation.context import Context, Settings
 from mlx_codegen.evaluation.figures import Figure, PartResult
 from mlx_codegen.evaluation.functional import measure_function
+from mlx_codegen.evaluation.perplexity import measure_perplexity
+from mlx_codegen.evaluation.probes import measure_probes
+from mlx_codegen.evaluation.python_problems import measure_python
 from mlx_codegen.evaluation.syntax import measure_syntax
 
 # Each part measures one thing; a note in its result says what was left out and why.
 PARTS: dict[str, Callable[[Context], PartResult]] = {
+    "perplexity": measure_perplexity,
     "syntax": measure_syntax,
     "function": measure_function,
+    "commands": measure_commands,
+    "bilingual": measure_bilingual,
+    "probes": measure_probes,
     "accepted": measure_accepted,
+    "python": measure_python,
 }
-RARE_PARTS = ("accepted",)
-"""Measured only when asked for: `accepted` writes eight texts and more for every prompt."""
+RARE_PARTS = ("accepted", "python")
+"""Measured only when asked for: `accepted` writes eight texts and more for every prompt, `python` is for models of Python."""
 USUAL_PARTS = tuple(part for part in PARTS if part not in RARE_PARTS)
 
 
@@ -32,12 +43,14 @@ class Report:
     model: str
     settings: Settings
     parts: list[PartResult] = field(default_factory=list)
+    tokenizer: str = ""
+    """Hash of its tokenizer: figures that count tokens compare only with those of the same one."""
 
 
 def evaluate(context: Context) -> Report:
     """Measures the parts asked for; raises UserError for an unknown one."""
     check_parts(context.settings.parts)
-    report = Report(context.engine.origin, context.settings)
+    report = Report(context.engine.origin, context.settings, tokenizer=context.engine.tokenizer.hash)
     for name in context.settings.parts:
         report.parts.append(PARTS[name](context))
     return report
@@ -52,7 +65,9 @@ def check_parts(names: tuple[str, ...]) -> None:
 def as_json(report: Report) -> str:
     """The whole report, with the time; figures that could not be had are null."""
     values = {"time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), **asdict(report)}
-    return json.dumps(_without_nan(values), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(without_nan(values), indent=2, ensure_ascii=False) + "\n"
+    # Hundreds of prompts to a figure: one line for all of them
+    return re.sub(r'"prompts": \{[^{}]*\}', lambda found: re.sub(r"\s+|\.0(?=,)", "", found[0]), text)
 
 
 def as_markdown(report: Report) -> str:
@@ -79,12 +94,19 @@ def figure_texts(figure: Figure) -> tuple[str, str, str]:
     if figure.unit == "%":
         aim = f"{figure.target:.0%}" if figure.target is not None else ""
         return f"{figure.value:.1%}", f"{figure.low:.1%} to {figure.high:.1%}", aim
-    return f"{figure.value:.1f} {figure.unit}", f"{figure.low:.1f} to {figure.high:.1f}", ""
+    value, low, high = (_three_digits(number) for number in (figure.value, figure.low, figure.high))
+    return f"{value} {figure.unit}".rstrip(), f"{low} to {high}", ""
 
 
-def _without_nan(value: object) -> object:
+def _three_digits(number: float) -> str:
+    """2.346 as 2.35, 23.46 as 23.5, 2346.1 as 2,346."""
+    return f"{number:,.{2 if abs(number) < 10 else 1 if abs(number) < 100 else 0}f}"
+
+
+def without_nan(value: object) -> object:
+    """The same with None for numbers that JSON has no word for."""
     if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
+        return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

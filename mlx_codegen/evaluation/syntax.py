@@ -4,8 +4,9 @@ import re
 from collections.abc import Callable
 
 from mlx_codegen.evaluation.context import Context
-from mlx_codegen.evaluation.figures import Figure, PartResult, mean_of
+from mlx_codegen.evaluation.figures import Figure, PartResult, mean_of, prompt_key
 from mlx_codegen.evaluation.samples import Sample
+from mlx_codegen.evaluation.training_texts import add_copies
 from mlx_codegen.generation.verify import Finding, shellcheck, shellcheck_path, syntax_error
 
 VALID_TARGET = 0.85
@@ -35,7 +36,9 @@ def is_valid(sample: Sample) -> bool:
 
 def measure_syntax(context: Context) -> PartResult:
     """Looks at what the model writes for the test prompts."""
-    return syntax_figures(context.samples)
+    result = syntax_figures(context.samples)
+    add_copies(result, context.samples, context.training_texts)
+    return result
 
 
 def syntax_figures(samples: list[Sample]) -> PartResult:
@@ -92,12 +95,12 @@ def checks_arguments(code: str, found: list[Finding]) -> bool:
     return not takes or bool(re.search(r"\$\{[1-9][^}]*:?[?-]|\$#|-z \"?\$\{?[1-9]|getopts", code))
 
 
-def grouped(samples: list[Sample], values: list[float]) -> list[list[float]]:
-    """The values of each prompt together."""
-    groups: dict[tuple[str, str], list[float]] = {}
+def grouped(samples: list[Sample], values: list[float]) -> dict[str, list[float]]:
+    """The values of each prompt together, under its key."""
+    groups: dict[str, list[float]] = {}
     for sample, value in zip(samples, values, strict=True):
-        groups.setdefault((sample.rendering.task, sample.rendering.prompt), []).append(value)
-    return list(groups.values())
+        groups.setdefault(prompt_key(sample.rendering.task, sample.rendering.prompt), []).append(value)
+    return groups
 
 
 def _found(findings: list[Finding], severities: set[str] | None) -> bool:

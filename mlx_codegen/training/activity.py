@@ -1,19 +1,18 @@
 """Is a run being trained at this moment? Told from outside, without asking the training program.
 
-A run's `lock` names the process that trains it. Where there is none, only time tells: a line is written for every step,
-so files that have been quiet for long mean that nobody writes them.
+Whoever trains a run holds its `lock` (see `lock.py`). Where there is none (a file system without locks), only time tells:
+a line is written for every step, so files that have been quiet for long mean that nobody writes them.
 """
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from mlx_codegen.config import PHASES, PhaseName
 from mlx_codegen.training.history import PhaseHistory
+from mlx_codegen.training.lock import holder
 from mlx_codegen.training.phases import RunFolder
 
-LOCK = "lock"
 QUIET_SECONDS = 120.0
 """Longer than any pause of a run in training: an evaluation, the start of the next phase."""
 QUIET_STEPS = 10
@@ -22,34 +21,15 @@ QUIET_STEPS = 10
 
 def activity(folder: RunFolder, histories: Mapping[PhaseName, PhaseHistory], finished: bool, now: float) -> tuple[str, str]:
     """`running`, `finished`, `stopped`, or `prepared` where no step was taken yet; and what that rests on."""
-    holder = lock_holder(folder.path)
-    if holder is not None:
-        return "running", f"process {holder}"
+    owner = holder(folder.path)
+    if owner is not None:
+        return "running", owner
     if finished:
         return "finished", ""
     quiet = now - last_written(folder)
     if quiet < _patience(histories):
         return "running", f"written to {rounded(quiet)} ago"
     return ("stopped" if histories else "prepared"), f"nothing written for {rounded(quiet)}"
-
-
-def lock_holder(folder: Path) -> int | None:
-    """The process that says in the run's `lock` that it trains here; None where it is gone, or nobody says so."""
-    try:
-        number = re.search(r"\d+", (folder / LOCK).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
-        return None
-    return int(number[0]) if number and _is_alive(int(number[0])) else None
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)  # signal 0 only asks
-    except PermissionError:
-        return True  # it is there, and somebody else's
-    except (OSError, OverflowError):
-        return False
-    return True
 
 
 def _patience(histories: Mapping[PhaseName, PhaseHistory]) -> float:

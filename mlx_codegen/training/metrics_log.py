@@ -18,7 +18,8 @@ class MetricsLog(Observer):
 
     def on_phase_start(self, start: PhaseStart) -> None:
         if self._path.exists():
-            kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _stays(line, start)]
+            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if _stays(line, start)]
             write_atomically(self._path, "".join(line + "\n" for line in kept).encode())
 
     def on_step(self, metrics: StepMetrics) -> None:
@@ -32,20 +33,23 @@ class MetricsLog(Observer):
     def _append(self, values: dict[str, Any]) -> None:
         # JSON has no NaN: a loss that is not finite is written as null.
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(plain) + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(plain) + "\n")
+        except OSError as error:
+            error.filename = str(self._path)  # a write to an open file does not say which
+            raise
 
 
 def _stays(line: str, start: PhaseStart) -> bool:
     """False for lines that the coming steps will write again, and for half a line left by a crash."""
     try:
         values = json.loads(line)
-    except ValueError:
+        phase, step = values["phase"], int(values["step"])
+    except (ValueError, KeyError, TypeError):
         return False
-    if values.get("phase") != start.phase:
-        return True
     # An evaluation at the first step is repeated only when the phase starts from nothing.
-    return start.first_step > 0 and values.get("step", 0) <= start.first_step
+    return phase != start.phase or 0 < start.first_step >= step
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -57,5 +61,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -3,30 +3,44 @@
 runs/<name>/config.yaml             the resolved configuration
             tokenizer/              tokenizer.model
             data/<phase>/           token files
-            <phase>/                best.safetensors, last.safetensors
+            <phase>/                best.safetensors, last.safetensors, previous.safetensors
             metrics.jsonl           one line per step and evaluation
+            lock                    while a process trains here
 """
 
 import hashlib
+import importlib.metadata
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_codegen.checkpoint import Checkpoint, Progress, load_checkpoint, load_weights
+from mlx_codegen import backend
+from mlx_codegen.checkpoint import Checkpoint, Progress, load_weights
 from mlx_codegen.config import PHASES, PhaseConfig, PhaseName, RunConfig, build_run_config, read_yaml, to_yaml
 from mlx_codegen.data.batches import TrainingBatches, open_token_files, validation_batches
 from mlx_codegen.data.prepare import prepare_phase, read_manifest, source_fingerprint, training_texts
+from mlx_codegen.data.token_check import check_token_files, unchanged_check
 from mlx_codegen.errors import UserError
 from mlx_codegen.hub.folder import open_checkpoint
 from mlx_codegen.model import Transformer
 from mlx_codegen.observer import Observer, Observers
 from mlx_codegen.tokenizer import Tokenizer, train_tokenizer
+from mlx_codegen.training.distributed import Group
+from mlx_codegen.training.lock import sole_user
+from mlx_codegen.training.memory import check_memory, explaining_memory_errors
 from mlx_codegen.training.metrics_log import MetricsLog, write_atomically
+from mlx_codegen.training.resume import Expected, checkpoint_to_resume, first_good
 from mlx_codegen.training.trainer import PhaseData, Trainer
+from mlx_codegen.version import __version__
+
+
+CHECKPOINTS = ("best", "last", "previous")
 
 
 @dataclass(frozen=True)
@@ -60,12 +74,16 @@ class RunFolder:
         return self.path / "data" / phase
 
     def checkpoint(self, phase: PhaseName, name: str) -> Path:
-        """`best` or `last` checkpoint of a phase."""
+        """`best`, `last` or `previous` checkpoint of a phase."""
         return self.path / phase / f"{name}.safetensors"
 
     def holds_checkpoints(self) -> bool:
         """True once anything was trained here."""
-        return any(self.checkpoint(phase, name).exists() for phase in PHASES for name in ("best", "last"))
+        return any(self.checkpoint(phase, name).exists() for phase in PHASES for name in CHECKPOINTS)
+
+    def resumable(self, phase: PhaseName) -> list[Path]:
+        """The checkpoints that are there with everything to go on from, newest first."""
+        return [file for name in ("last", "previous") if (file := self.checkpoint(phase, name)).exists()]
 
 
 def train_run(
@@ -78,21 +96,47 @@ def train_run(
     resume: bool = False,
     init_from: Path | None = None,
     tokenizer_path: Path | None = None,
+    group: Group | None = None,
 ) -> str:
     """Train phases of a run, one after the other. Returns `finished` or `interrupted`.
 
     `resume` continues what is in the folder; `init_from` starts from the weights (and tokenizer) of another
     checkpoint or exported folder;
-    never both. Raises UserError for anything that the person can put right.
+    never both. In a `group`, each process trains on its rows of every batch; rank 0 writes and reports.
+    Raises UserError for anything that the person can put right, also when another process is at work in the folder.
     """
+    with sole_user(folder.path) if group is None or group.rank == 0 else nullcontext():
+        return _train_run(folder, config, phases, observer, should_stop, resume, init_from, tokenizer_path, group)
+
+
+def _train_run(
+    folder: RunFolder,
+    config: RunConfig,
+    phases: Iterable[PhaseName],
+    observer: Observer,
+    should_stop: Callable[[], bool],
+    resume: bool,
+    init_from: Path | None,
+    tokenizer_path: Path | None,
+    group: Group | None,
+) -> str:
+    if group is None or group.rank == 0:
+        _remove_abandoned(folder)
     if resume and init_from is not None:
         raise UserError("--resume continues this run and --init-from starts a new one from other weights: give only one")
     start = open_checkpoint(init_from) if init_from is not None else None
-    tokenizer = prepare_run(folder, config, phases, observer, start=start, tokenizer_path=tokenizer_path, resume=resume)
-    observer = Observers([observer, MetricsLog(folder.metrics_file)])
+
+    def prepare(observer: Observer) -> Tokenizer:
+        return prepare_run(folder, config, phases, observer, start=start, tokenizer_path=tokenizer_path, resume=resume)
+
+    tokenizer = prepare(observer) if group is None else _prepare_together(group, folder, config, phases, prepare, observer)
+    if group is None or group.rank == 0:
+        observer = Observers([observer, MetricsLog(folder.metrics_file)])
     try:
         for phase in phases:
-            reason = _train_phase(folder, config, phase, tokenizer, observer, should_stop, resume=resume, start=start)
+            reason = _train_phase(
+                folder, config, phase, tokenizer, observer, should_stop, resume=resume, start=start, group=group
+            )
             if reason == "interrupted":
                 return "interrupted"
             start = None  # the next phase starts from this one
@@ -116,9 +160,55 @@ def prepare_run(
     folder.path.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(folder, config, observer, start, tokenizer_path)
     for phase in phases:
-        if not (resume and folder.checkpoint(phase, "last").exists()):  # a phase under way keeps its token files
+        if not (resume and folder.resumable(phase)):  # a phase under way keeps its token files
             prepare_phase(folder.data(phase), config.phase(phase), tokenizer, config.seed, observer)  # type: ignore[arg-type]
     return tokenizer
+
+
+def _remove_abandoned(folder: RunFolder) -> None:
+    """Files half written by a process that was killed: whoever holds the lock is the only one at work."""
+    for file in folder.path.rglob(".*.tmp*"):
+        file.unlink(missing_ok=True)
+    for partial in folder.path.glob("data/*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _prepare_together(
+    group: Group,
+    folder: RunFolder,
+    config: RunConfig,
+    phases: Iterable[PhaseName],
+    prepare: Callable[[Observer], Tokenizer],
+    observer: Observer,
+) -> Tokenizer:
+    """`prepare` once on each disk, then on all others, which find everything there; refuse what does not fit together."""
+    here = len(group.ranks_on_this_machine)
+    backend.share_cores(here)
+    facts = {
+        "version": f"mlx_codegen {__version__}, MLX {importlib.metadata.version('mlx')}",
+        "program": _short_hash(b"".join(file.read_bytes() for file in sorted(Path(__file__).parents[1].rglob("*.py")))),
+        "configuration": _short_hash(config.model_dump_json().encode()),
+        "precision": backend.resolve_precision(config.precision),
+    }
+    group.check_same(facts, "run the same program, options and --set precision=... everywhere")
+    observer.on_message(f"{group.size} processes ({here} on this machine): each gives batch_size rows to every step")
+    leads = group.leads(folder.path)
+    if leads:
+        tokenizer = prepare(observer)
+        if group.rank > 0:  # on a disk of its own: what --resume reads there
+            write_atomically(folder.config_file, to_yaml(config).encode())
+    group.barrier()
+    if not leads:
+        tokenizer = prepare(observer)
+    manifests = [read_manifest(folder.data(phase))["sources"] for phase in phases]
+    contents = [[(source["name"], source["counts"]) for source in sources] for sources in manifests]
+    found = {"tokenizer": tokenizer.hash, "set of token files": _short_hash(json.dumps(contents).encode())}
+    group.check_same(found, f"copy {folder.path} from rank 0's machine to the others, without its checkpoints")
+    return tokenizer
+
+
+def _short_hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def saved_config(folder: RunFolder, overrides: Iterable[str] = ()) -> RunConfig:
@@ -164,8 +254,10 @@ def _tokenizer(
         _check_tokenizer(folder, tokenizer, existing, start)
         inputs = tokenizer.hash
     else:
+        if existing is not None and folder.holds_checkpoints():
+            return existing
         inputs = _tokenizer_inputs(config)
-        if existing is not None and (folder.holds_checkpoints() or _read_text(folder.tokenizer_inputs_file) == inputs):
+        if existing is not None and _read_text(folder.tokenizer_inputs_file) == inputs:
             return existing
         tokenizer = _train_tokenizer(config, observer)
     folder.tokenizer_file.parent.mkdir(parents=True, exist_ok=True)
@@ -223,71 +315,91 @@ def _train_phase(
     *,
     resume: bool,
     start: Checkpoint | None,
+    group: Group | None,
 ) -> str:
-    data = _open_data(folder, config, phase, tokenizer)
+    data = _open_data(folder, config, phase, tokenizer, group)
     settings = config.phase(phase)
     assert settings is not None
     mx.random.seed(config.seed)
     model = Transformer(config.model.model_copy(update={"vocab_size": tokenizer.vocab_size}), config.gradient_checkpointing)
     last = folder.checkpoint(phase, "last")
-    resumed = load_checkpoint(last) if resume and last.exists() else None
+    if group is not None and group.rank > 0:
+        return _follow(
+            group,
+            Trainer(last.parent, config, settings, model, tokenizer, data, Progress(phase), observer, group=group),
+            should_stop,
+        )
+    expected = Expected(phase, model.config, tokenizer.hash, data.fingerprint, config.seed)
+    resumed = checkpoint_to_resume(folder.resumable(phase), expected, observer.on_message) if resume else None
     if resumed is not None:
-        _check_same(resumed, tokenizer, data, last)
         progress = resumed.progress
-        planned_before, progress.total_steps = progress.total_steps, total_steps(config, phase, data.batches)
+        planned_before, progress.total_steps = progress.total_steps, total_steps(config, phase, data.batches, progress)
         # Finished early (no more gain) stays finished, unless more steps are asked for now.
         if progress.finished and (progress.total_steps <= max(progress.step, planned_before)):
             observer.on_message(f"the {phase} phase is already finished ({progress.step:,} steps)")
+            if group is not None:
+                group.gather(None)
             return "finished"
         load_weights(model, resumed.weights, str(last))
     else:
         progress = Progress(phase, total_steps=total_steps(config, phase, data.batches), data_fingerprint=data.fingerprint)
         _start_weights(folder, config, phase, model, tokenizer, start, observer)
+    check_token_files(folder.data(phase), read_manifest(folder.data(phase)))
+    check_memory(config, phase, observer.on_message)
     # Only now, when nothing can be refused any more, does the folder take the new settings.
     write_atomically(folder.config_file, to_yaml(_record(folder, config, phase)).encode())
-    trainer = Trainer(last.parent, config, settings, model, tokenizer, data, progress, observer)
+    trainer = Trainer(last.parent, config, settings, model, tokenizer, data, progress, observer, group=group)
     if resumed is not None:
         trainer.restore(resumed.trainer)
         progress.finished = False
+    if group is not None:
+        group.gather(asdict(progress))
+        trainer.share_state(group)
+    with explaining_memory_errors(config, phase):
+        return trainer.run(should_stop)
+
+
+def _follow(group: Group, trainer: Trainer, should_stop: Callable[[], bool]) -> str:
+    """A phase on a rank other than 0, which reads no checkpoint: everything comes from rank 0."""
+    progress = group.gather(None)[0]
+    if progress is None:
+        return "finished"
+    trainer.progress = Progress(**progress)
+    if trainer.progress.data_position:
+        trainer.data.batches.restore(trainer.progress.data_position)
+    trainer.share_state(group)
     return trainer.run(should_stop)
 
 
-def _open_data(folder: RunFolder, config: RunConfig, phase: PhaseName, tokenizer: Tokenizer) -> PhaseData:
+def _open_data(
+    folder: RunFolder, config: RunConfig, phase: PhaseName, tokenizer: Tokenizer, group: Group | None = None
+) -> PhaseData:
     settings = config.phase(phase)
     assert settings is not None
     weights = {source.name: source.weight for source in settings.sources}
     context, batch = config.model.context_length, settings.batch_size
     train = open_token_files(folder.data(phase), "train", weights, tokenizer.hash)
     held_out = open_token_files(folder.data(phase), "validation", weights, tokenizer.hash)
+    share = {} if group is None else {"rank": group.rank, "ranks": group.size}
+    manifest = read_manifest(folder.data(phase))
     return PhaseData(
-        batches=TrainingBatches(train, batch, context, config.seed),
+        batches=TrainingBatches(train, batch, context, config.seed, **share),
         validation=validation_batches(held_out, batch, context, settings.validation_tokens),
-        fingerprint=read_manifest(folder.data(phase))["fingerprint"],
+        fingerprint=manifest["fingerprint"],
+        check_unchanged=unchanged_check(folder.data(phase), manifest),
     )
 
 
-def total_steps(config: RunConfig, phase: PhaseName, batches: TrainingBatches) -> int:
-    """Updates in a phase: given, or as many as the epochs need."""
+def total_steps(config: RunConfig, phase: PhaseName, batches: TrainingBatches, done: Progress | None = None) -> int:
+    """Updates in a phase: given, or as many as the epochs need. Updates already done may have been of another size."""
     settings = config.phase(phase)
     assert settings is not None
     if settings.steps is not None:
         return settings.steps
     assert settings.epochs is not None
-    tokens_per_step = settings.batch_size * settings.gradient_accumulation * config.model.context_length
-    return max(1, math.ceil(settings.epochs * batches.tokens_per_epoch / tokens_per_step))
-
-
-def _check_same(resumed: Checkpoint, tokenizer: Tokenizer, data: PhaseData, last: Path) -> None:
-    if resumed.tokenizer.hash != tokenizer.hash:
-        raise UserError(
-            f"{last} was trained with tokenizer {resumed.tokenizer.hash}, the run folder has {tokenizer.hash}; "
-            "put the old tokenizer back, or start another run with --name"
-        )
-    if resumed.progress.data_fingerprint != data.fingerprint:
-        raise UserError(
-            f"the token files of {last.parent.name} changed since {last} was written; start another run with --name, "
-            f"from these weights with --init-from {last}"
-        )
+    step, tokens_seen = (0, 0) if done is None else (done.step, done.tokens_seen)
+    tokens_left = max(0.0, settings.epochs * batches.tokens_per_epoch - tokens_seen)
+    return max(1, step + math.ceil(tokens_left / (batches.tokens_per_batch * settings.gradient_accumulation)))
 
 
 def _start_weights(
@@ -311,8 +423,17 @@ def _start_weights(
             f"the code phase starts from the language phase, but {best} is not there; train it first "
             "(--phase language), give --init-from, or go without (--set phases.language=null)"
         )
-    language = load_checkpoint(best)
+    files = [best, *folder.resumable("language")]
+    file, language, bad = first_good(files, lambda each, file: _check_start(each, file, tokenizer))
+    assert language is not None
+    for _, problem in bad:
+        observer.on_message(f"{problem}; the phase's newest good checkpoint is used instead")
+    load_weights(model, language.weights, str(file))
+    observer.on_message(f"starting from {file} (step {language.progress.step:,})")
+
+
+def _check_start(language: Checkpoint, file: Path, tokenizer: Tokenizer) -> None:
+    if language.progress.phase != "language":
+        raise UserError(f"{file} is a checkpoint of the {language.progress.phase} phase, in the wrong place; put it right")
     if language.tokenizer.hash != tokenizer.hash:
-        raise UserError(f"{best} was trained with another tokenizer ({language.tokenizer.hash}, not {tokenizer.hash})")
-    load_weights(model, language.weights, str(best))
-    observer.on_message(f"starting from {best} (step {language.progress.step:,})")
+        raise UserError(f"{file} was trained with another tokenizer ({language.tokenizer.hash}, not {tokenizer.hash})")

@@ -13,8 +13,9 @@ from mlx_codegen.config import PHASES, PhaseName, RunConfig, build_run_config, r
 from mlx_codegen.errors import UserError
 from mlx_codegen.hub.folder import FACTS_FILE, read_facts
 from mlx_codegen.observer import EvaluationMetrics
-from mlx_codegen.training.activity import LOCK, activity, file_status
+from mlx_codegen.training.activity import activity, file_status
 from mlx_codegen.training.history import History, PhaseHistory, read_history
+from mlx_codegen.training.lock import LOCK
 from mlx_codegen.training.phases import RunFolder
 
 

@@ -5,7 +5,8 @@
 
 Two things happen around it. A batch may be cut into parts whose gradients are averaged: one part after the other
 (accumulation, to save memory) or side by side on several CPU streams (to use every core: MLX computes element-wise
-work of a stream on one thread). And a step whose loss or gradients are not finite changes nothing.
+work of a stream on one thread). And a step whose loss or gradients are not finite, or whose gradients are absurdly large,
+changes nothing.
 """
 
 import math
@@ -21,12 +22,17 @@ from mlx_codegen import cpu_loss
 from mlx_codegen.config import PhaseConfig
 from mlx_codegen.exponential import runs_on_float32_cpu
 from mlx_codegen.model import Transformer
+from mlx_codegen.training.distributed import Group
 from mlx_codegen.training.optimizer import Tree, clip_factor, global_norm, init_state, update
 
 FIRST_LOSS_SCALE = 2.0**15
 # float16 (Micikevicius et al., 2017, arXiv 1710.03740): halve the scale when gradients overflow, double it after so
 # many good steps.
 STEPS_TO_RAISE_SCALE = 1000
+# Gradients this many times longer than usual (and than what they are clipped to) come from a fault, not from a text.
+SPIKE_FACTOR = 100
+SPIKE_MEAN_STEPS = 50
+"""What is usual is told from so many steps; before them nothing is called a spike."""
 
 
 def total_loss(model: Transformer, tokens: mx.array) -> mx.array:
@@ -60,20 +66,30 @@ class TrainStep:
     """
 
     def __init__(
-        self, model: Transformer, settings: PhaseConfig, precision: str, streams: list[mx.Stream], *, compiled: bool
+        self,
+        model: Transformer,
+        settings: PhaseConfig,
+        precision: str,
+        streams: list[mx.Stream],
+        *,
+        compiled: bool,
+        group: Group | None = None,
     ) -> None:
+        """With a `group`, every rank gives its own rows to a step and all make the same update."""
         self.model = model
+        self._group = group
         self.optimizer_state: dict[str, Tree] = init_state(model.parameters(), settings)
         self.loss_scale = {
             "scale": mx.array(FIRST_LOSS_SCALE if precision == "float16" else 1.0),
             "good_steps": mx.array(0, mx.int32),
         }
+        self.usual_norm = {"mean": mx.array(0.0), "steps": mx.array(0, mx.int32)}
         self._settings = settings
         self._dtype: mx.Dtype = getattr(mx, precision)
         self._streams = streams
         self._loss_and_gradients = mx.value_and_grad(self._scaled_loss)
         # Captured state is an input and an output of the compiled graph: it is read and written in place.
-        captured = [model.state, self.optimizer_state, self.loss_scale, mx.random.state]
+        captured = [model.state, self.optimizer_state, self.loss_scale, self.usual_norm, mx.random.state]
         compile_step = partial(mx.compile, inputs=captured, outputs=captured) if compiled else _as_it_is
         self._accumulate = compile_step(self._gradients_of_part)
         self._finish = compile_step(self._finish_uncompiled)
@@ -81,8 +97,8 @@ class TrainStep:
     def __call__(self, parts: list[mx.array], learning_rate: float) -> tuple[mx.array, mx.array, mx.array]:
         """Run one update on parts of a batch, each `(B, T + 1)`, whose gradients are averaged.
 
-        Returns loss in nats per token, gradient norm before clipping, and whether both were finite: three scalars,
-        not yet computed. Evaluate them together with `arrays()`.
+        Returns loss in nats per token, gradient norm before clipping, and whether the update was made (both finite, the
+        norm no spike): three scalars, not yet computed. Evaluate them together with `arrays()`.
         """
         self.model.train()
         rate = mx.array(learning_rate, mx.float32)
@@ -90,15 +106,16 @@ class TrainStep:
         for part in parts[:-1]:
             total = self._accumulate(part, total)
             mx.eval(total)  # or the activations of all parts would be alive together
-        return self._finish(parts[-1], total, mx.array(1.0 / len(parts)), rate)
+        ranks = 1 if self._group is None else self._group.size
+        return self._finish(parts[-1], total, mx.array(1.0 / (len(parts) * ranks)), rate)
 
     def arrays(self) -> list[Any]:
         """All arrays that a step changes, to be evaluated after it."""
-        return [self.model.parameters(), self.optimizer_state, self.loss_scale, mx.random.state]
+        return [self.model.parameters(), self.optimizer_state, self.loss_scale, self.usual_norm, mx.random.state]
 
     def state(self) -> dict[str, Tree]:
         """What a checkpoint holds besides the weights."""
-        return {"optimizer": self.optimizer_state, "loss_scale": self.loss_scale}
+        return {"optimizer": self.optimizer_state, "loss_scale": self.loss_scale, "usual_norm": self.usual_norm}
 
     def restore(self, state: dict[str, Tree]) -> None:
         """Set what `state()` gave."""
@@ -106,6 +123,7 @@ class TrainStep:
         # Leaf by leaf: a file has no place for the empty branches of layers without weights (dropout).
         self.optimizer_state.update(tree_map_with_path(lambda name, _: values[f"optimizer.{name}"], self.optimizer_state))
         self.loss_scale.update(state["loss_scale"])
+        self.usual_norm.update(state.get("usual_norm", {}))  # older checkpoints have none
 
     def _scaled_loss(self, parameters: Tree, tokens: mx.array, factor: mx.array) -> mx.array:
         self.model.update(tree_map(lambda p: p.astype(self._dtype), parameters))
@@ -128,10 +146,13 @@ class TrainStep:
         self, tokens: mx.array, total: dict[str, Tree], share: mx.array, learning_rate: mx.array
     ) -> tuple[mx.array, mx.array, mx.array]:
         total = self._gradients_of_part(tokens, total)
+        if self._group is not None:
+            total = self._group.sum(total)  # what is not finite anywhere is so everywhere: all skip the step, or none
         factor = share / self.loss_scale["scale"]
         loss = total["loss"] * factor
         norm = global_norm(total["gradients"]) * factor
         finite = mx.isfinite(loss) & mx.isfinite(norm)
+        usable = finite & ~self._is_spike(norm)
         # Dividing by the loss scale and clipping is one number, which the update takes along
         scale = factor * clip_factor(norm, self._settings.max_gradient_norm)
         parameters, state = update(
@@ -142,13 +163,24 @@ class TrainStep:
             self._settings,
             self._streams,
             gradient_scale=scale,
-            apply=finite,
+            apply=usable,
         )
         self.model.update(parameters)
         self.optimizer_state.update(state)
+        self._note_norm(norm, usable)
         if self._dtype == mx.float16:
             self._adjust_loss_scale(finite)
-        return loss, norm, finite
+        return loss, norm, usable
+
+    def _is_spike(self, norm: mx.array) -> mx.array:
+        limit = SPIKE_FACTOR * mx.maximum(self.usual_norm["mean"], self._settings.max_gradient_norm)
+        return (self.usual_norm["steps"] >= SPIKE_MEAN_STEPS) & (norm > limit)
+
+    def _note_norm(self, norm: mx.array, usable: mx.array) -> None:
+        """A running mean over the norms of the steps that counted."""
+        mean, steps = self.usual_norm["mean"], self.usual_norm["steps"] + 1
+        moved = mean + (norm - mean) / mx.minimum(steps, SPIKE_MEAN_STEPS)
+        self.usual_norm.update(mean=mx.where(usable, moved, mean), steps=mx.where(usable, steps, steps - 1))
 
     def _adjust_loss_scale(self, finite: mx.array) -> None:
         scale, good_steps = self.loss_scale["scale"], self.loss_scale["good_steps"]
@@ -170,11 +202,12 @@ def split_rows(tokens: mx.array, parts: int) -> list[mx.array]:
 
 
 def make_evaluation(
-    model: Transformer, precision: str, streams: list[mx.Stream], byte_lengths: list[int]
+    model: Transformer, precision: str, streams: list[mx.Stream], byte_lengths: list[int], group: Group | None = None
 ) -> Callable[[Iterable[np.ndarray]], tuple[float, float, int]]:
     """A function from batches `(B, T + 1)` to mean loss in nats per token, bits per byte of text, and tokens seen.
 
     Bits per byte = total loss / (ln 2 · UTF-8 bytes of the target tokens); it compares across tokenizers.
+    With a `group`, its ranks share the batches, and all get the figures of the whole.
     """
     lengths = mx.array(byte_lengths, mx.float32)
     dtype: mx.Dtype = getattr(mx, precision)
@@ -193,7 +226,7 @@ def make_evaluation(
         model.eval()
         total_loss, total_bytes, total_tokens = 0.0, 0.0, 0
         try:
-            for batch in batches:
+            for batch in batches if group is None else list(batches)[group.rank :: group.size]:
                 loss, text_bytes = sums(mx.array(batch, mx.int32))
                 total_loss += loss.item()
                 total_bytes += text_bytes.item()
@@ -201,6 +234,10 @@ def make_evaluation(
         finally:
             model.update(master)
             model.train()
+        if group is not None:
+            total_loss, total_bytes, total_tokens = map(
+                sum, zip(*group.gather([total_loss, total_bytes, total_tokens]), strict=True)
+            )
         return total_loss / total_tokens, total_loss / (math.log(2) * max(total_bytes, 1.0)), total_tokens
 
     return evaluate
