@@ -30,9 +30,9 @@ from mlx_codegen.training.phases import RunFolder, total_steps, train_run
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not mx.distributed.is_available("ring"), reason="this build of MLX has no ring backend")
 
-# One phase, many short steps, and a learning rate at which rounding differences stay small.
-STEPS = 120
-CHANGES = ["model.dropout=0.0", "phases.language=null", f"phases.code.steps={STEPS}", "phases.code.learning_rate=1e-3"]
+# One phase without end, to be stopped; and a learning rate at which rounding differences stay small.
+CHANGES = ["model.dropout=0.0", "phases.language=null", "phases.code.steps=100000", "phases.code.learning_rate=1e-3"]
+CHANGES += ["phases.code.schedule=constant", "phases.code.checkpoint_every=6"]
 TRAIN = [sys.executable, "-m", "mlx_codegen", "train", "tiny.yaml"]
 
 
@@ -250,10 +250,6 @@ def test_sums_and_decisions_are_the_same_on_all_ranks(tmp_path: Path) -> None:
 def test_stopped_and_resumed_alone_two_ranks_equal_one_process(prepared_run: Path, tmp_path: Path) -> None:
     """Batches of 2 + 2 give the losses of batches of 4; a signal to one rank stops both after the same step; one process
     goes on with the same stream; and rank 0 alone writes and shows."""
-    alone = write_run(tmp_path / "alone", prepared_run)
-    recorder = Recorder()
-    assert train_run(alone, tiny_config(*CHANGES), ["code"], recorder) == "finished"
-
     folder = write_run(tmp_path / "together", prepared_run, "phases.code.batch_size=2")
     with Ranks(folder.path.parents[1], TRAIN, TRAIN) as ranks:
         wait_for_step(folder, 5)
@@ -263,11 +259,14 @@ def test_stopped_and_resumed_alone_two_ranks_equal_one_process(prepared_run: Pat
     assert "2 processes" in output
     assert errors == "saved; go on with: mlx-codegen train tiny.yaml --resume\n"
     stopped = load_checkpoint(folder.checkpoint("code", "last")).progress
-    assert 5 <= stopped.step < STEPS
+    assert stopped.step >= 5
     assert stopped.tokens_seen == stopped.step * 4 * 32
 
+    alone = write_run(tmp_path / "alone", prepared_run)
+    steps = f"phases.code.steps={stopped.step + 8}"
+    assert train_run(alone, tiny_config(*CHANGES, steps), ["code"], Recorder()) == "finished"
     resumed = subprocess.run(
-        [*TRAIN, "--resume", "--set", "phases.code.batch_size=4"],
+        [*TRAIN, "--resume", "--set", "phases.code.batch_size=4", "--set", steps],
         cwd=folder.path.parents[1],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -289,14 +288,14 @@ def test_a_killed_rank_ends_the_job_and_its_checkpoint_is_good(prepared_run: Pat
     second = RunFolder(tmp_path / "second" / "runs" / "tiny")
     shutil.copy(tmp_path / "first" / "tiny.yaml", tmp_path / "second")
     with Ranks(tmp_path, TRAIN, TRAIN, folders=[tmp_path / "first", tmp_path / "second"]) as ranks:
-        wait_for_step(first, 7)
+        wait_for_step(first, 8)
         ranks.processes[1].kill()
         killed = time.monotonic()
         (status, _, errors), _ = ranks.results()
     assert time.monotonic() - killed < 15
     assert status == 2
     assert errors.startswith("error: rank 1 (") and "--resume" in errors and errors.count("\n") == 1
-    assert load_checkpoint(first.checkpoint("code", "last")).progress.step >= 5
+    assert load_checkpoint(first.checkpoint("code", "last")).progress.step >= 6
     assert second.config_file.exists() and (second.data("code") / "manifest.json").exists()
     assert not second.holds_checkpoints() and not second.metrics_file.exists()
 
@@ -335,8 +334,7 @@ def test_ranks_stop_and_save_when_mlx_launch_is_killed(prepared_run: Path, tmp_p
         return load_checkpoint(folder.checkpoint("code", "last")).progress.step
 
     wait_until(lambda: saved_step() >= log(folder, "step")[-1]["step"] >= 3)
-    assert saved_step() < STEPS
-    with start("--resume") as launched:
+    with start("--resume", "--set", f"phases.code.steps={saved_step() + 2}") as launched:
         output, _ = launched.communicate(timeout=100)
     assert "trained; try it" in output
     assert output.count("code phase finished") == 1

@@ -22,7 +22,7 @@ from mlx_codegen.evaluation.functional import functional_figures, run_samples
 from mlx_codegen.evaluation.report import PARTS, Report, as_json, as_markdown
 from mlx_codegen.evaluation.samples import Sample, draw_samples, held_out_renderings
 from mlx_codegen.evaluation.sandbox import why_unavailable
-from mlx_codegen.evaluation.syntax import checks_arguments, repeated_share, syntax_figures
+from mlx_codegen.evaluation.syntax import checks_arguments, is_shell, repeated_share, syntax_figures
 from mlx_codegen.evaluation.training_texts import TrainingTexts
 from mlx_codegen.generation.engine import Completion
 from mlx_codegen.generation.prompts import prompt_text
@@ -222,3 +222,20 @@ def test_setup_and_check_of_a_test_prompt_render() -> None:
     for rendering in RENDERINGS:
         task: Task = BY_NAME[rendering.task]
         assert render_check(task, rendering)[1].strip()
+
+
+@pytest.mark.parametrize(
+    ("code", "shell"),
+    [
+        ("ls -l | wc -l", True),
+        ("uptime", True),
+        ("name=$1\necho done", True),
+        ("if [[ -f x ]]; then\n    cat x\nfi", True),
+        ("docker ps", True),
+        ("Once upon a time there was a little girl", False),
+        ("The dog was happy and\nthe cat was sad\nlet us go home", False),
+        ("", False),
+    ],
+)
+def test_prose_is_no_bash_although_it_parses(code: str, shell: bool) -> None:
+    assert is_shell(code) is shell

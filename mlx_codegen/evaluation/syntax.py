@@ -1,9 +1,13 @@
 """What can be said of a model's scripts without running them: do they parse, what does shellcheck say, how are they written."""
 
 import re
+import shutil
 from collections.abc import Callable
+from functools import cache
 
+from mlx_codegen.config import repository_folder
 from mlx_codegen.evaluation.context import Context
+from mlx_codegen.evaluation.english import looks_like_bash
 from mlx_codegen.evaluation.figures import Figure, PartResult, mean_of, prompt_key
 from mlx_codegen.evaluation.samples import Sample
 from mlx_codegen.evaluation.training_texts import add_copies
@@ -14,6 +18,15 @@ PRACTICE_TARGET = 0.6
 GRAM = 4
 UNQUOTED = frozenset({2086, 2046, 2248, 2206, 2207, 2068})
 """shellcheck's remarks on expansions without quotes."""
+BUILTINS = frozenset({
+    "((", ".", ":", "[", "[[", "alias", "bg", "break", "builtin", "case", "cd", "command", "continue", "declare",
+    "dirs", "disown", "do", "done", "echo", "elif", "else", "esac", "eval", "exec", "exit", "export", "false", "fc",
+    "fg", "fi", "for", "function", "getopts", "hash", "help", "history", "if", "jobs", "kill", "let", "local",
+    "mapfile", "popd", "printf", "pushd", "pwd", "read", "readarray", "readonly", "return", "select", "set", "shift",
+    "shopt", "source", "test", "then", "time", "times", "trap", "true", "type", "typeset", "ulimit", "umask", "unalias",
+    "unset", "until", "wait", "while",
+})  # fmt: skip
+"""Bash's own commands and keywords, which are no files."""
 
 
 def repeated_share(text: str) -> float:
@@ -30,8 +43,29 @@ def answer_code(sample: Sample) -> str:
 
 
 def is_valid(sample: Sample) -> bool:
-    """Whether it parses and does anything at all: an empty answer and one that only repeats its prompt are no scripts."""
-    return bool(answer_code(sample)) and syntax_error(sample.script) is None
+    """Whether it parses and is shell at all: an empty answer, one that only repeats its prompt, and prose are no scripts."""
+    return is_shell(answer_code(sample)) and syntax_error(sample.script) is None
+
+
+def is_shell(code: str) -> bool:
+    """Whether at least half of the lines look like bash or begin with a command that exists.
+
+    Words without quotes parse as the call of a command: of the texts of a model that knows English alone, bash accepts 80 %.
+    """
+    lines = code.splitlines()
+    shell = [line for line in lines if looks_like_bash(line) or _begins_with_command(line)]
+    return bool(lines) and 2 * len(shell) >= len(lines)
+
+
+def _begins_with_command(line: str) -> bool:
+    first = re.match(r"[\s({!]*(\S+)", line)
+    return first is not None and _is_command(first[1])
+
+
+@cache
+def _is_command(word: str) -> bool:
+    stub = repository_folder("data") / "bash" / "stubs" / "bin" / word
+    return word in BUILTINS or shutil.which(word) is not None or ("/" not in word and stub.is_file())
 
 
 def measure_syntax(context: Context) -> PartResult:
