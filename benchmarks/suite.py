@@ -55,11 +55,14 @@ def options(
         batch_numbers = tuple(int(batch) for batch in batches.split(","))
     except ValueError:
         raise UserError(f"--batches {batches}: give numbers separated by commas, such as 1,8,32") from None
+    names = tuple(dict.fromkeys(size.strip() for size in sizes.split(",") if size.strip()))
+    if not names:
+        raise UserError("--sizes: name at least one, such as nano,tiny")
     counts = [number for number in (*batch_numbers, rounds, batch_size) if number is not None]
     if seconds <= 0 or min(counts) < 1:
         raise UserError("--seconds, --rounds, --batch-size and --batches must be above zero")
     return Options(
-        sizes=tuple(dict.fromkeys(size.strip() for size in sizes.split(","))),
+        sizes=names,
         seconds=seconds,
         rounds=rounds or (ROUNDS if seconds >= SHORT_SECONDS else 1),
         peers=peers,
@@ -72,6 +75,10 @@ def options(
 
 def run(benchmarks: tuple[str, ...], chosen: Options) -> None:
     """Measure, draw, save, and point out what became slower. Raises UserError for what a person can put right."""
+    if chosen.save:  # found out now, not after measuring
+        chosen.results.mkdir(parents=True, exist_ok=True)
+        if not os.access(chosen.results, os.W_OK):
+            raise UserError(f"cannot write in {chosen.results}; give another folder with --results, or --no-save")
     bench = Bench(chosen, read_configs(chosen.sizes), machine(), new_console())
     busy = os.getloadavg()[0]
     if busy > BUSY_SHARE * backend.cpu_count():
@@ -105,7 +112,6 @@ def _run_one(benchmark: str, bench: Bench) -> None:
             console.print(f"slower than in {before.name}: {line}", style="yellow", highlight=False, soft_wrap=True)
     if not chosen.save:
         return
-    chosen.results.mkdir(parents=True, exist_ok=True)
     file = new_file(chosen.results, benchmark, bench.facts)
     write_atomically(file, (json.dumps(values, indent=2, default=str) + "\n").encode())
     title = f"# mlx-codegen bench {benchmark}\n\n{machine_line(bench.facts)}\n\n"

@@ -8,6 +8,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from timing import Spread
 
+CELL_PADDING = 3
+"""Blanks and line between two cells."""
+
 
 @dataclass
 class Table:
@@ -30,19 +33,42 @@ def show_spread(values: Spread | None, digits: int = 0) -> str:
 
 
 def draw(tables: Iterable[Table], console: Console) -> None:
-    """All tables with rows, each with its notes below. Narrow terminals break cells, not figures."""
+    """All tables with rows, each with its notes below."""
     for table in tables:
         if not table.rows:
             continue
         console.print(f"\n{table.title}", style="bold", highlight=False)  # a table's own title breaks at the table's width
-        drawn = RichTable(box=SIMPLE, pad_edge=False)
-        for number, column in enumerate(table.columns):
-            drawn.add_column(column, justify="left" if number < table.text_columns else "right")
-        for row in table.rows:
-            drawn.add_row(*row)
-        console.print(drawn, highlight=False)
+        if _width(table) <= console.width:
+            console.print(_as_table(table), highlight=False)
+        else:
+            _draw_as_list(table, console)
         for note in table.notes:
             console.print(note, style="dim", highlight=False)
+
+
+def _width(table: Table) -> int:
+    """Columns of a terminal that the table takes without breaking a cell."""
+    widths = [max(map(len, cells)) for cells in zip(table.columns, *table.rows, strict=True)]
+    return sum(width + CELL_PADDING for width in widths)
+
+
+def _as_table(table: Table) -> RichTable:
+    drawn = RichTable(box=SIMPLE, pad_edge=False)
+    for number, column in enumerate(table.columns):
+        drawn.add_column(column, justify="left" if number < table.text_columns else "right", no_wrap=True)
+    for row in table.rows:
+        drawn.add_row(*row)
+    return drawn
+
+
+def _draw_as_list(table: Table, console: Console) -> None:
+    """For terminals that are too narrow: a line for each cell, so that no figure is cut."""
+    for row in table.rows:
+        console.print()
+        for column, cell in zip(table.columns, row, strict=True):
+            if cell:
+                console.print(f"{column}: {cell}" if column else cell, highlight=False, soft_wrap=True)
+    console.print()
 
 
 def markdown(tables: Iterable[Table]) -> str:

@@ -178,7 +178,7 @@ def test_mean_power_takes_samples_that_lie_within_the_measurement() -> None:
     assert log.mean_watts(10.0, 12.5) == 25.0 and log.mean_watts(20.0, 21.0) is None
 
 
-def figure(median: float, spread: float = 0.0, **changes: Any) -> results.Figure:
+def figure(median: float, spread: float = 0.01, **changes: Any) -> results.Figure:
     value = timing.Spread(median, median - spread, median + spread)
     return results.Figure(**{"name": "nano", "side": "ours", "unit": "tokens/s", "value": value, **changes})
 
@@ -189,6 +189,8 @@ def figure(median: float, spread: float = 0.0, **changes: Any) -> results.Figure
         (figure(100), figure(90), "slower"),
         (figure(100), figure(98), "within noise"),
         (figure(100, 20), figure(90), "within noise"),
+        (figure(100, 0), figure(90), "within noise"),
+        (figure(100, 0), figure(80), "slower"),
         (figure(100), figure(110), "faster"),
         (figure(2, more_is_better=False), figure(3, more_is_better=False), "slower"),
         (figure(3, more_is_better=False), figure(2, more_is_better=False), "faster"),
@@ -251,13 +253,16 @@ def test_stored_results_can_be_read_and_compared() -> None:
 
 
 def test_tables_are_the_same_on_a_terminal_and_in_markdown() -> None:
+    """In 40 columns too, where a wide table becomes a list rather than lose figures."""
     table = tables.Table("Speed", ("size", "rate"), [("nano", "1,000")], ["Read it so."])
+    wide = tables.Table("Wide", ("size", *map(str, range(9))), [("nano", *(f"{n},234,567" for n in range(9)))])
     empty = tables.Table("Nothing", ("size",))
     console = Console(file=io.StringIO(), width=40)
-    tables.draw([table, empty], console)
+    tables.draw([table, empty, wide], console)
     drawn, written = console.file.getvalue(), tables.markdown([table, empty])  # type: ignore[attr-defined]
     for text in (drawn, written):
         assert all(words in text for words in ("Speed", "nano", "1,000", "Read it so.")) and "Nothing" not in text
+    assert all(f"{n}: {n},234,567" in drawn for n in range(9))
     assert "| nano | 1,000 |" in written and "| --- | ---: |" in written
 
 
@@ -357,7 +362,12 @@ def test_short_measurements_have_one_round_and_sizes_come_once() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--sizes", "tinny"], "did you mean tiny"), (["--rounds", "0"], "above zero"), (["--seconds", "-1"], "above zero")],
+    [
+        (["--sizes", "tinny"], "did you mean tiny"),
+        (["--sizes", ","], "at least one"),
+        (["--rounds", "0"], "above zero"),
+        (["--seconds", "-1"], "above zero"),
+    ],
 )
 def test_bad_options_are_one_line_and_status_2(arguments: list[str], message: str) -> None:
     run = bench("all", *arguments)

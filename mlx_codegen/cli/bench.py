@@ -9,7 +9,7 @@ import typer
 
 from mlx_codegen.config import repository_folder
 
-app = typer.Typer(help="Measure speed on this machine, beside other programs.", rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(help="Measure speed on this machine, beside other programs.", rich_markup_mode=None)
 
 SizesOption = Annotated[str, typer.Option(metavar="NAME,NAME", help="Names in configs/, or config files.")]
 SecondsOption = Annotated[float, typer.Option(help="Length of each measurement, warm-up not counted.")]
