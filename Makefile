@@ -9,12 +9,13 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: demo test test-interoperability lint format bench install cuda clean help
+.PHONY: demo test test-interoperability test-faults lint format bench install cuda clean help
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     train a small model on English and bash (about four minutes on two cores) and use it"
 	@echo "make test     run all tests"
+	@echo "make test-faults   kill trainings, fill disks, damage files, and see what is lost (under ten minutes)"
 	@echo "make lint     check style and types          make format   put the style right"
 	@echo "make bench    measure training and writing   make install  only install, into .venv"
 	@echo "make cuda     install MLX's CUDA build (Linux with an NVIDIA GPU)"
@@ -29,6 +30,10 @@ test: $(VENV)/.dev-installed
 test-interoperability: $(VENV)/.dev-installed
 	@$(PIP) install --quiet -e ".[interoperability]"
 	@$(BIN)/python -m pytest -m "" tests/test_interoperability.py
+
+# Kills, full disks, damaged files: all that a training must survive, and a table of it (under ten minutes on two cores)
+test-faults: $(VENV)/.dev-installed
+	@$(BIN)/python -m pytest -m "" tests/faults
 
 lint: $(VENV)/.dev-installed
 	@$(BIN)/ruff check .

@@ -43,9 +43,9 @@ def main() -> None:
         with joined_group(_end) as group:
             if group is None:
                 raise UserError("one process has nothing to share; start at least two")
-            seconds = measure(group, options)
+            seconds, processor = measure(group, options)
             if group.rank == 0:
-                report(group, seconds, options)
+                report(group, seconds, processor, options)
     except UserError as error:
         sys.exit(f"error: {error}")
 
@@ -55,8 +55,12 @@ def _end(rank: int, host: str, why: str) -> None:
     os._exit(2)
 
 
-def measure(group: Group, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of each round by name of what was measured, as rank 0 saw them."""
+Rounds = dict[str, list[float]]
+"""Seconds of each round by name of what was measured."""
+
+
+def measure(group: Group, options: argparse.Namespace) -> tuple[Rounds, Rounds]:
+    """Time by rank 0's clock, and processor time of all processes together, which other programs disturb less."""
     import mlx.core as mx
     import numpy as np
     from mlx.utils import tree_map
@@ -100,26 +104,21 @@ def measure(group: Group, options: argparse.Namespace) -> dict[str, list[float]]
         "all-reduce": lambda: mx.eval(group.sum(gradients)),
         "all together": together,
     }
-    seconds: dict[str, list[float]] = {name: [] for name in works}
+    seconds: Rounds = {name: [] for name in works}
+    processor: Rounds = {name: [] for name in works}
     for number in range(WARM_UP + options.rounds):
         for name, work in works.items():
             group.barrier()
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             work()
-            group.barrier()
+            used_by_all = sum(group.gather(time.process_time() - used))
             if number >= WARM_UP:
                 seconds[name].append(time.perf_counter() - started)
-    seconds["barrier"] = [_seconds_of(group.barrier) for _ in range(options.rounds)]
-    return seconds
+                processor[name].append(used_by_all)
+    return seconds, processor
 
 
-def _seconds_of(work: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def report(group: Group, seconds: dict[str, list[float]], options: argparse.Namespace) -> None:
+def report(group: Group, seconds: Rounds, processor: Rounds, options: argparse.Namespace) -> None:
     """A table, ratios of pairs from the same round, and the prediction of the model."""
     from mlx.utils import tree_flatten
 
@@ -130,9 +129,10 @@ def report(group: Group, seconds: dict[str, list[float]], options: argparse.Name
     here, cores = len(group.ranks_on_this_machine), backend.cpu_count()
     print(f"{group.size} processes, {here} on this machine, {cores} cores each; load {os.getloadavg()[0]:.1f}")
     print(f"{options.config}, {options.batch_size} sequences each, {size / 1e6:.1f} MB of gradients, {options.rounds} rounds")
-    print("\n| milliseconds | median | smallest | largest |\n| --- | --- | --- | --- |")
+    print("\n| milliseconds | median | smallest | largest | processor time |\n| --- | --- | --- | --- | --- |")
     for name, values in seconds.items():
-        print(f"| {name} | {1e3 * statistics.median(values):.1f} | {1e3 * min(values):.1f} | {1e3 * max(values):.1f} |")
+        figures = (statistics.median(values), min(values), max(values), statistics.median(processor[name]))
+        print(f"| {name} | " + " | ".join(f"{1e3 * figure:.1f}" for figure in figures) + " |")
     # One after the other, as training does it
     predicted = [a + b for a, b in zip(seconds["all at once, no exchange"], seconds["all-reduce"], strict=True)]
     measured = seconds["all together"]
@@ -140,11 +140,14 @@ def report(group: Group, seconds: dict[str, list[float]], options: argparse.Name
     print(f"weak scaling: {_ratio(seconds['one process, its share'], measured)}")
     print(f"steps without exchange + all-reduce: {_ratio(predicted, measured)}")
     print("(each as a multiple of the time of all together: median, smallest to largest)")
+    by_one, by_all = processor["one process, all cores"], processor["all together"]
+    print(f"the same tokens by one process, in processor time: {_ratio(by_one, by_all)}")
     sent = 2 * (group.size - 1) / group.size * size
     print(f"all-reduce: {sent / statistics.median(seconds['all-reduce']) / 1e6:.0f} MB/s sent by each")
     if options.json:
-        figures: dict[str, Any] = {"options": vars(options) | {"json": None}, "bytes": size, "seconds": seconds}
-        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        values_of = {"seconds": seconds, "processor_seconds": processor}
+        written: dict[str, Any] = {"options": vars(options) | {"json": None}, "bytes": size, **values_of}
+        options.json.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
 
 def _ratio(above: list[float], below: list[float]) -> str:

@@ -275,8 +275,9 @@ def _unused_memory_bytes() -> int:
         return size
 
 
+@lru_cache(maxsize=1)
 def _unused_address_space_bytes() -> int:
-    """What `ulimit -v` leaves."""
+    """What `ulimit -v` leaves, as when first asked: what this process frees later, it keeps (`_keep_freed_memory`)."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     used = _number_after("VmSize:", Path("/proc/self/status")) * 1024
     return sys.maxsize if limit == resource.RLIM_INFINITY else limit - used

@@ -35,7 +35,7 @@ class Progress:
     best_loss: float | None = None
     best_step: int = 0
     evaluations_without_gain: int = 0
-    data_position: dict[str, int] = field(default_factory=dict)
+    data_position: dict[str, Any] = field(default_factory=dict)
     data_fingerprint: str = ""
     validation: dict[str, float] = field(default_factory=dict)
 
@@ -101,9 +101,7 @@ def save_checkpoint(
     write_safetensors(path, arrays, metadata, previous)
 
 
-def write_safetensors(
-    path: Path, arrays: dict[str, mx.array], metadata: dict[str, str], previous: Path | None = None
-) -> None:
+def write_safetensors(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str], previous: Path | None = None) -> None:
     """Atomic write: temporary file beside `path`, flushed to disk, checked for completeness, renamed.
 
     Given `previous`, the older file at `path` gets that name first: killed in between, `previous` is there and whole.
@@ -125,6 +123,9 @@ def write_safetensors(
         flush_to_disk(path.parent)
     except RuntimeError as error:  # MLX reports a failed write as a RuntimeError
         raise OSError(28, f"writing failed, probably no space left on device ({error})", str(path)) from None
+    except OSError as error:
+        error.filename = str(path)  # not the temporary's name, nor none
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -122,9 +122,16 @@ class SourceConfig(Settings):
     versions: int = Field(default=1, ge=1)
     """With `fresh_values`: how often each pair is written, each time with other values."""
     weight: float = Field(default=1.0, gt=0)
-    """Passes over this source in one epoch: 2 shows each document twice, 0.5 another half of them each epoch."""
+    """Passes over this source in one epoch: 2 shows each document twice, 0.5 another half of them each epoch.
+    In a phase with a streamed source: this source's share of the training text, compared with the other weights."""
     max_documents: int | None = Field(default=None, ge=1)
     """Stop after this many documents."""
+    stream: bool = False
+    """For a hub data set that is too large to prepare: it is read in shards while training. See docs/STREAMING.md."""
+    shard_documents: int = Field(default=20_000, ge=1)
+    """With `stream`: documents in a shard. Training shuffles within a shard; the first one brings the validation documents."""
+    cache_bytes: int = Field(default=2_000_000_000, ge=0)
+    """With `stream`: disk for shards, in bytes. Shards that were trained on are deleted when there are more; four stay."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "SourceConfig":
@@ -135,6 +142,10 @@ class SourceConfig(Settings):
             raise ValueError(f"source '{self.name}' has prompt_column but no text_column to pair it with")
         if self.versions > 1 and self.fresh_values == 0:
             raise ValueError(f"source '{self.name}' has versions but no fresh_values: all versions would be equal")
+        if self.stream and self.hub is None:
+            raise ValueError(f"source '{self.name}' can stream only from hub (a data set's id, or a local folder of its files)")
+        if self.stream and (self.fresh_values or self.max_documents):
+            raise ValueError(f"source '{self.name}' streams: fresh_values and max_documents are for sources that are prepared")
         return self
 
 
@@ -190,6 +201,9 @@ class PhaseConfig(Settings):
     def _one_length(self) -> "PhaseConfig":
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either epochs or steps")
+        streamed = [source.name for source in self.sources if source.stream]
+        if streamed and self.epochs is not None:
+            raise ValueError(f"source '{streamed[0]}' streams, so that nobody knows how long an epoch is: give steps, not epochs")
         return self
 
     @field_validator("sources")

@@ -80,7 +80,7 @@ def _disk() -> Finding:
     found = f"{free / 2**30:.1f} GiB"
     if not _can_write(folder):
         return Finding("free disk", f"{found}, but {folder} cannot be written to", "go to a folder where runs/ can be made")
-    advice = "free some: a run holds checkpoints of three times the model's size" if free < LITTLE_DISK_BYTES else ""
+    advice = "free some: a run holds checkpoints of ten times the model's size" if free < LITTLE_DISK_BYTES else ""
     return Finding("free disk", found, advice)
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class PhaseStart:
-    """What a phase is about to do."""
+    """What a phase is about to do. `train_tokens` is one pass over its text; None where a source is streamed."""
 
     phase: str
     first_step: int
     total_steps: int
     tokens_per_step: int
-    train_tokens: int
+    train_tokens: int | None
     parameters: int
     precision: str
 

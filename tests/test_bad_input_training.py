@@ -228,12 +228,13 @@ def test_model_cannot_change_on_resume(trained_copy: RunFolder, refused: Refuse)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered"])
-def test_damaged_last_checkpoint_is_not_resumed_from(trained_copy: RunFolder, refused: Refuse, damage: str) -> None:
-    """And not overwritten either: the person decides."""
+def test_damaged_checkpoints_are_not_resumed_from(trained_copy: RunFolder, refused: Refuse, damage: str) -> None:
+    """Where the one before is no better. And not overwritten either: the person decides."""
     last = trained_copy.checkpoint("code", "last")
-    content = bytearray(last.read_bytes())
-    content[-5] ^= 1
-    last.write_bytes(content if damage == "altered" else content[:5000])
+    for file in trained_copy.resumable("code"):
+        content = bytearray(file.read_bytes())
+        content[-5] ^= 1
+        file.write_bytes(content if damage == "altered" else content[:5000])
     message = refused("train", "tiny.yaml", "--resume", "--set", "phases.code.steps=99", unchanged=False)
     assert f"{last.relative_to(Path.cwd())}: " in message
     assert "use another checkpoint of the run" in message

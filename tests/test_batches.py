@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from mlx_codegen.config import PhaseConfig, SourceConfig, TokenizerConfig
 from mlx_codegen.data.batches import PackedStream, TokenFile, Tokens, TrainingBatches, open_token_files, validation_batches
-from mlx_codegen.data.prepare import INDEX_DTYPE, TOKEN_DTYPE, prepare_phase, read_manifest
+from mlx_codegen.data.encode import TOKEN_DTYPE
+from mlx_codegen.data.prepare import INDEX_DTYPE, prepare_phase, read_manifest
 from mlx_codegen.errors import UserError
 from mlx_codegen.tokenizer import Tokenizer, train_tokenizer
 

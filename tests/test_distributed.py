@@ -24,6 +24,7 @@ from mlx_codegen.checkpoint import load_checkpoint
 from mlx_codegen.config import to_yaml
 from mlx_codegen.data.batches import TrainingBatches, open_token_files
 from mlx_codegen.errors import UserError
+from mlx_codegen.training.lock import holder
 from mlx_codegen.training.peers import PORTS_BELOW, place_from_environment
 from mlx_codegen.training.phases import RunFolder, total_steps, train_run
 
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.skipif(not mx.distributed.is_available("ring"), reason=
 
 # One phase without end, to be stopped; and a learning rate at which rounding differences stay small.
 CHANGES = ["model.dropout=0.0", "phases.language=null", "phases.code.steps=100000", "phases.code.learning_rate=1e-3"]
-CHANGES += ["phases.code.schedule=constant", "phases.code.checkpoint_every=6"]
+CHANGES += ["phases.code.schedule=constant", "phases.code.warmup_steps=0", "phases.code.checkpoint_every=6"]
 TRAIN = [sys.executable, "-m", "mlx_codegen", "train", "tiny.yaml"]
 
 
@@ -106,7 +107,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def wait_for_step(folder: RunFolder, step: int) -> None:
@@ -330,11 +331,10 @@ def test_ranks_stop_and_save_when_mlx_launch_is_killed(prepared_run: Path, tmp_p
         wait_for_step(folder, 3)
         launched.terminate()
 
-    def saved_step() -> int:
-        return load_checkpoint(folder.checkpoint("code", "last")).progress.step
-
-    wait_until(lambda: saved_step() >= log(folder, "step")[-1]["step"] >= 3)
-    with start("--resume", "--set", f"phases.code.steps={saved_step() + 2}") as launched:
+    wait_until(lambda: holder(folder.path) is None)
+    saved = load_checkpoint(folder.checkpoint("code", "last")).progress.step
+    assert saved == log(folder, "step")[-1]["step"] >= 3
+    with start("--resume", "--set", f"phases.code.steps={saved + 2}") as launched:
         output, _ = launched.communicate(timeout=100)
     assert "trained; try it" in output
     assert output.count("code phase finished") == 1

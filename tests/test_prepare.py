@@ -16,10 +16,10 @@ import pytest
 
 from mlx_codegen.cli.main import run
 from mlx_codegen.config import PhaseConfig, SourceConfig, TokenizerConfig
+from mlx_codegen.data.encode import TOKEN_DTYPE
 from mlx_codegen.data.prepare import (
     INDEX_DTYPE,
     SPLITS,
-    TOKEN_DTYPE,
     clean,
     document_hash,
     prepare_phase,

@@ -1,5 +1,7 @@
 """`mlx-codegen status` tells what the files say, and never more: real runs in every state that a run can be in."""
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -64,9 +66,21 @@ def test_a_finished_run_is_told_as_training_told_it(trained_run: TrainedRun, mon
     assert status.checkpoint is not None and status.checkpoint.path == trained_run.folder.checkpoint("code", "last")
 
 
-def test_an_interrupted_run_runs_until_its_files_are_quiet(run: RunFolder) -> None:
-    """Without a lock only time tells, and the page says on what it rests."""
+def test_an_interrupted_run_is_stopped_at_once(run: RunFolder) -> None:
+    """Nobody holds its lock."""
     interrupt(run, "code", 8)
+    assert run_status(run.path).state == "stopped"
+
+
+def test_without_locks_a_run_runs_until_its_files_are_quiet(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a file system that has none, only time tells, and the page says on what it rests."""
+
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    interrupt(run, "code", 8)
+    (run.path / "lock").write_text("1\n")  # it is there while a process trains
     fresh = run_status(run.path)
     assert fresh.state == "running" and "written to" in fresh.evidence
     leave_alone(run)
@@ -77,17 +91,21 @@ def test_an_interrupted_run_runs_until_its_files_are_quiet(run: RunFolder) -> No
 
 
 def test_a_lock_is_believed_while_its_process_lives(run: RunFolder) -> None:
-    """The process that holds the run's lock counts for more than the age of files; once it is gone, so is the lock's word."""
+    """The process that holds the run's lock counts for more than the age of files; once it is gone, so is the lock."""
     interrupt(run, "language", 7)
-    leave_alone(run)
-    holder = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    try:
-        (run.path / "lock").write_text(f"{holder.pid}\n")
+    code = f"from mlx_codegen.training.lock import *\nwith sole_user(Path({str(run.path)!r})): print(flush=True); input()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        leave_alone(run)
         assert (run_status(run.path).state, run_status(run.path).evidence) == ("running", f"process {holder.pid}")
-    finally:
-        holder.communicate(b"\n")
+        holder.kill()
+    leave_alone(run)
     assert run_status(run.path).state == "stopped"
     (run.path / "lock").write_text("nonsense")
+    leave_alone(run)
     assert run_status(run.path).state == "stopped"
 
 

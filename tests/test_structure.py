@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"config", "tokenizer", "observer", "data"},
     "training": {
         "config", "backend", "exponential", "cpu_loss", "model", "tokenizer", "observer", "checkpoint", "data", "hub", "training",
+        "costs",
     },
     # Beside the rooms that write checkpoints (training) and read them (generation, hub).
     "checkpoint": {"config", "model", "tokenizer"},

@@ -308,7 +308,7 @@ def test_early_stopping_stops_and_stays_stopped(run: RunFolder, trained_run: Tra
 def test_resume_needs_the_same_token_files_and_tokenizer(trained_copy: RunFolder, trained_run: TrainedRun) -> None:
     """A position in other data means nothing: refused by name instead of trained on something else."""
     manifest = trained_copy.data("code") / "manifest.json"
-    values = json.loads(manifest.read_text())
+    values = {name: value for name, value in json.loads(manifest.read_text()).items() if name != "checksum"}
     manifest.write_text(json.dumps({**values, "fingerprint": "0" * 16}))
     longer = [f"phases.code.steps={CODE_STEPS + 4}"]
     with pytest.raises(UserError, match="token files of code changed"):

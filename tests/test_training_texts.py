@@ -201,7 +201,7 @@ def test_versions_with_fresh_values_count_as_written(prepared_run: Path, tmp_pat
 def test_hashes_of_nothing(tmp_path: Path) -> None:
     """A phase without requests has an empty file of them, which cannot be mapped into memory."""
     writer = HashWriter(tmp_path)
-    writer.add("Once upon a time\n")
+    writer.add("Once upon a time\n", text_hash("Once upon a time\n"))
     writer.close()
     assert [entry["count"] for entry in sort_hashes(tmp_path).values()] == [1, 1, 0]
     assert not holds(open_hashes(hash_file(tmp_path, "prompts")), 7)

@@ -89,10 +89,13 @@ class TrainingDisplay(Observer):
         self._start = start
         self._losses, self._step, self._evaluation, self._skipped = [], None, None, 0
         self._recent.clear()
-        epochs = start.total_steps * start.tokens_per_step / max(1, start.train_tokens)
+        text = "streamed text, "
+        if start.train_tokens is not None:
+            epochs = start.total_steps * start.tokens_per_step / max(1, start.train_tokens)
+            text = f"{start.train_tokens:,} tokens x {epochs:.2g} epochs = "
         self._console.print(
-            f"[bold]{start.phase} phase[/]: {start.parameters / 1e6:.1f} M parameters, {start.train_tokens:,} tokens x "
-            f"{epochs:.2g} epochs = {start.total_steps:,} steps of {start.tokens_per_step:,} tokens, {start.precision}",
+            f"[bold]{start.phase} phase[/]: {start.parameters / 1e6:.1f} M parameters, {text}"
+            f"{start.total_steps:,} steps of {start.tokens_per_step:,} tokens, {start.precision}",
             highlight=False,
             soft_wrap=True,
         )

@@ -35,11 +35,13 @@ class LastingOutput:
         if isinstance(error, BlockingIOError):
             return  # full for a moment: this text is lost, the next may not be
         _silence(self._stream)
+        stderr = sys.__stderr__  # sys.stderr may lead to this display
+        if stderr is None:
+            return
         try:
-            print(f"the display cannot be written any more ({error.strerror}); training goes on without it", file=sys.stderr)
-            sys.stderr.flush()
-        except OSError:
-            _silence(sys.stderr)
+            print(f"the display cannot be written any more ({error.strerror}); training goes on without it", file=stderr)
+        except OSError:  # the same terminal
+            _silence(stderr)
 
 
 def _silence(stream: TextIO) -> None:

@@ -7,12 +7,13 @@ alone, and the position is two numbers.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_codegen.data.prepare import INDEX_DTYPE, TOKEN_DTYPE, read_manifest, token_files_whole
+from mlx_codegen.data.encode import TOKEN_DTYPE
+from mlx_codegen.data.prepare import INDEX_DTYPE, read_manifest, token_files_whole
 from mlx_codegen.data.sources import Split
 from mlx_codegen.errors import UserError
 
@@ -39,15 +40,18 @@ def open_token_files(folder: Path, split: Split, weights: dict[str, float], toke
         )
     if not token_files_whole(folder, manifest):
         raise UserError(f"the token files in {folder} are not as large as its manifest says; remove that folder to prepare again")
-    return [_open_token_file(folder, source, split, weights) for source in manifest["sources"]]
+    return [
+        read_token_file(folder / f"{source['name']}-{split}", source["name"], weights.get(source["name"], 1.0))
+        for source in manifest["sources"]
+    ]
 
 
-def _open_token_file(folder: Path, source: dict[str, Any], split: Split, weights: dict[str, float]) -> TokenFile:
-    stem = folder / f"{source['name']}-{split}"
-    empty = source["counts"][split]["tokens"] == 0  # an empty file cannot be mapped
-    tokens = np.zeros(0, TOKEN_DTYPE) if empty else np.memmap(f"{stem}.bin", TOKEN_DTYPE, mode="r")
-    ends = np.zeros(0, INDEX_DTYPE) if empty else np.memmap(f"{stem}.idx", INDEX_DTYPE, mode="r")
-    return TokenFile(source["name"], weights.get(source["name"], 1.0), tokens, ends)
+def read_token_file(stem: Path, name: str, weight: float = 1.0) -> TokenFile:
+    """Map a pair of `.bin` and `.idx`. Raises OSError where one is not there."""
+    bin_file, idx_file = stem.with_name(f"{stem.name}.bin"), stem.with_name(f"{stem.name}.idx")
+    if bin_file.stat().st_size == 0:  # an empty file cannot be mapped
+        return TokenFile(name, weight, np.zeros(0, TOKEN_DTYPE), np.zeros(0, INDEX_DTYPE))
+    return TokenFile(name, weight, np.memmap(bin_file, TOKEN_DTYPE, mode="r"), np.memmap(idx_file, INDEX_DTYPE, mode="r"))
 
 
 class PackedStream:
@@ -92,6 +96,47 @@ class PackedStream:
         return int(self._starts[document]) + int(self._stream_ends[document]) - previous
 
 
+class Batches(Protocol):
+    """What training reads: TrainingBatches, or MixedBatches where a source is streamed."""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a row that the model reads."""
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Tokens in one global batch: those of all ranks."""
+
+    @property
+    def tokens_per_epoch(self) -> int | None:
+        """Tokens in one pass over the mix; None where nobody knows."""
+
+    def next(self) -> Tokens:
+        """The next batch of token ids `(batch_size, context_length + 1)`; column t + 1 is the target of column t."""
+
+    def state(self) -> dict[str, Any]:
+        """Where the next batch begins, in plain values."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where `state()` was taken."""
+
+    def close(self) -> None:
+        """Nothing more is read."""
+
+
+def shuffled_windows(
+    files: list[TokenFile],
+    file_numbers: NDArray[np.int64],
+    document_numbers: NDArray[np.int64],
+    context_length: int,
+    generator: np.random.Generator,
+) -> tuple[PackedStream, NDArray[np.int64]]:
+    """Documents end to end in a new order, and an order of the windows of `context_length` tokens that they make."""
+    order = generator.permutation(len(file_numbers))
+    stream = PackedStream(files, file_numbers[order], document_numbers[order])
+    return stream, generator.permutation(stream.length // context_length)
+
+
 class TrainingBatches:
     """Endless shuffled batches. `state()` and `restore()` save and set the position.
 
@@ -113,7 +158,7 @@ class TrainingBatches:
 
     def next(self) -> Tokens:
         """The next batch of token ids `(batch_size, context_length + 1)`; column t + 1 is the target of column t."""
-        windows = [self._next_window() for _ in range(self.ranks * self.batch_size)]
+        windows = [self.next_window() for _ in range(self.ranks * self.batch_size)]
         own = windows[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
         return np.stack([stream.read(start, self.context_length + 1) for stream, start in own])
 
@@ -136,7 +181,10 @@ class TrainingBatches:
         """Tokens in one global batch: those of all ranks."""
         return self.ranks * self.batch_size * self.context_length
 
-    def _next_window(self) -> tuple[PackedStream, int]:
+    def close(self) -> None:
+        """Nothing to do: the files are mapped."""
+
+    def next_window(self) -> tuple[PackedStream, int]:
         """The stream and the position in it where the next window begins."""
         if self._window == len(self._order):
             self._start_epoch(self._epoch + 1)
@@ -148,15 +196,12 @@ class TrainingBatches:
         self._epoch, self._window = epoch, 0
         generator = np.random.Generator(np.random.Philox(key=[self._seed, epoch]))
         file_numbers, document_numbers = self._draw_documents(generator)
-        order = generator.permutation(len(file_numbers))
-        self._stream = PackedStream(self._files, file_numbers[order], document_numbers[order])
-        windows = self._stream.length // self.context_length
-        if windows == 0:
+        self._stream, self._order = shuffled_windows(self._files, file_numbers, document_numbers, self.context_length, generator)
+        if len(self._order) == 0:
             raise UserError(
                 f"the training text has {self._stream.length} tokens, fewer than one window of {self.context_length}; "
                 "add text, or lower model.context_length"
             )
-        self._order = generator.permutation(windows)
 
     def _draw_documents(self, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """File and document number of everything in one epoch: whole repeats, then a random share for the fraction."""

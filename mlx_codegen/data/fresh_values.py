@@ -27,6 +27,10 @@ CUED_NAME = re.compile(
     r"\b(?:user|owner|group|named|called|host|hostname|server|service|package|branch|database|container|process|owned by|"
     r"belonging to|folder|directory|file|string|word|pattern|text)\s+(?=([a-z][\w-]{2,})\b)"
 )
+# What may not stand beside a value, before and after it
+WORD_BORDERS = re.compile(r"(?<![\w/-])"), re.compile(r"(?![\w-])")
+PATH_BORDERS = re.compile(r"(?<![\w./~-])"), re.compile(r"(?![\w-])")
+NUMBER_BORDERS = re.compile(r"(?<![\w.])(?<!\d[:/-])"), re.compile(r"(?![\d.:])(?![A-Za-z]{2})")
 URL = re.compile(r"(https?://[\w./~-]*\w)")
 EMAIL = re.compile(r"([\w.+-]+@[\w-]+(?:\.[\w-]+)+)")
 ADDRESS = re.compile(r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(?![\w.])")
@@ -86,7 +90,7 @@ def shared_values(prompt: str, command: str, words: Words) -> list[Value]:
         inside_another = any(a <= start and stop <= b for a, b in covered)
         if inside_another or value.text in heads or NEVER.match(value.text):
             continue
-        if value.text in found or _whole(value.text).search(command):
+        if value.text in found or _holds(command, value.text):
             found[value.text] = value
             covered.append((start, stop))
     return list(found.values())
@@ -139,7 +143,7 @@ def _fresh_numbers(prompt: str, command: str, rng: random.Random) -> dict[str, s
     """Fresh numbers of the same size and order, if the command has all the numbers of the request (else some are derived)."""
     numbers = sorted({match[0] for match in NUMBER.finditer(prompt)}, key=int)
     numbers = [number for number in numbers if int(number) > 1]
-    if not numbers or not all(_whole_number(number).search(command) for number in numbers):
+    if not numbers or not all(_holds(command, number) for number in numbers):
         return {}
     # Numbers of the command that are near one of the request's are derived from it (older than 5 days: -mtime +4)
     others = {match[0] for match in DIGITS.finditer(command)} - set(numbers)
@@ -166,22 +170,28 @@ def _fresh_number(number: str, octal: bool, rng: random.Random) -> str:
     return str(value).rjust(len(number), "0")
 
 
-def _whole(text: str) -> re.Pattern[str]:
-    """The text by itself and not as a part of a longer word."""
-    before = r"(?<![\w./~-])" if text.startswith("/") else r"(?<![\w/-])"
-    return re.compile(before + re.escape(text) + r"(?![\w-])")
+def _places(value: str, text: str) -> Iterator[int]:
+    """Where the value stands in a text by itself and not as a part of a longer word."""
+    # A pattern of the value itself would be compiled for every pair, which takes longer than all the rest
+    kind = NUMBER_BORDERS if value.isdigit() else PATH_BORDERS if value.startswith("/") else WORD_BORDERS
+    before, after = kind
+    start = text.find(value)
+    while start >= 0:
+        if before.match(text, start) and after.match(text, start + len(value)):
+            yield start
+        start = text.find(value, start + 1)
 
 
-def _whole_number(text: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<![\w.])(?<!\d[:/-]){re.escape(text)}(?![\d.:])(?![A-Za-z]{{2}})")
+def _holds(text: str, value: str) -> bool:
+    return next(_places(value, text), None) is not None
 
 
 def _replace(text: str, replacements: dict[str, str]) -> str:
-    """Replaces all at once, the longest first, so that no fresh value is replaced again."""
-    if not replacements:
-        return text
-    parts = []
-    for old in sorted(replacements, key=len, reverse=True):
-        pattern = _whole_number(old) if old.isdigit() else _whole(old)
-        parts.append(f"(?:{pattern.pattern})")
-    return re.sub("|".join(parts), lambda match: replacements[match[0]], text)
+    """Replaces all at once, of two that begin at one place the longer, so that no fresh value is replaced again."""
+    places = sorted((start, -len(old), old) for old in replacements for start in _places(old, text))
+    parts, done = [], 0
+    for start, _, old in places:
+        if start >= done:
+            parts += [text[done:start], replacements[old]]
+            done = start + len(old)
+    return "".join(parts) + text[done:]

@@ -210,7 +210,8 @@ def _origin_hash(origin: str) -> int:
 
 def source_fingerprint(source: SourceConfig) -> dict[str, Any]:
     """What a source's documents depend on: its settings (not its weight), and its files' names, sizes and times."""
-    described: dict[str, Any] = source.model_dump(exclude={"weight"})
+    how = {"weight", "cache_bytes"} if source.stream else {"weight", "cache_bytes", "stream", "shard_documents"}
+    described: dict[str, Any] = source.model_dump(exclude=how)
     path = Path(str(source.path)).expanduser() if source.path is not None else None
     if source.bundled is not None:
         path = repository_folder("data") / source.bundled
@@ -280,7 +281,7 @@ def _write_source(
     observer: Observer,
 ) -> SourceCounts:
     counts = SourceCounts()
-    writers = {split: _TokenWriter(folder / f"{source.name}-{split}") for split in SPLITS}
+    writers = {split: TokenWriter(folder / f"{source.name}-{split}") for split in SPLITS}
     pending: dict[Split, list[str]] = {split: [] for split in SPLITS}
     pending_characters = 0
 
@@ -314,12 +315,12 @@ def _write_source(
     return counts
 
 
-def _progress(writers: "dict[Split, _TokenWriter]") -> tuple[int, int]:
+def _progress(writers: "dict[Split, TokenWriter]") -> tuple[int, int]:
     counts = [writer.counts for writer in writers.values()]
     return sum(count.documents for count in counts), sum(count.text_bytes for count in counts)
 
 
-class _TokenWriter:
+class TokenWriter:
     """Appends documents to one `.bin` and `.idx` pair."""
 
     def __init__(self, stem: Path) -> None:
@@ -330,7 +331,9 @@ class _TokenWriter:
 
     def write(self, documents: list[bytes], text_bytes: int) -> None:
         """Tokens of some documents, and how many bytes of text they were."""
-        ends = self.counts.tokens + np.cumsum([len(document) // TOKEN_DTYPE.itemsize for document in documents], dtype=INDEX_DTYPE)
+        ends = self.counts.tokens + np.cumsum(
+            [len(document) // TOKEN_DTYPE.itemsize for document in documents], dtype=INDEX_DTYPE
+        )
         data = b"".join(documents)
         self.counts.documents += len(documents)
         self.counts.tokens += len(data) // TOKEN_DTYPE.itemsize

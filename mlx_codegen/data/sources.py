@@ -8,6 +8,7 @@ import codecs
 import json
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -63,13 +64,14 @@ def read_split_documents(source: SourceConfig, seed: int = 0, skipped: Skipped =
     """Documents as `read_documents` gives them, each with what decides its split.
 
     The bundled bash tasks bring their split. Versions of a pair with fresh values go where the pair itself goes.
+    Of a streamed source these are the documents of its first shard.
     """
     if source.bundled == "bash":
         tasks = task_documents(repository_folder("data") / "bash", BUNDLED_RENDERINGS_PER_TASK, seed)
         documents: Iterator[Document] = (Document(text, split) for text, split in tasks)
     else:
         documents = _open(source, seed, skipped)
-    yield from islice(documents, source.max_documents)
+    yield from islice(documents, source.shard_documents if source.stream else source.max_documents)
 
 
 def pair_document(prompt: str, answer: str, *, script: bool = False) -> str:
@@ -262,23 +264,70 @@ def _parquet_rows(file: Path, source: SourceConfig) -> Iterator[dict[str, Any]]:
         raise UserError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
 
 
+class HubError(UserError):
+    """A hub data set that cannot be read now. Tried again later it may be there."""
+
+    def __init__(self, name: str, error: Exception) -> None:
+        reason = str(error).strip().splitlines()
+        self.short = f"hub data set {name} cannot be read ({type(error).__name__}: {reason[0] if reason else 'no reason given'})"
+        super().__init__(
+            f"{self.short}; offline, use a local copy (path: FILE) or the data that ships here (bundled: english or bash)"
+        )
+
+
+class HubStream:
+    """The documents of a hub data set in its order, to be left anywhere and taken up there again later."""
+
+    def __init__(self, source: SourceConfig) -> None:
+        """At the beginning. Raises HubError where the data set is out of reach."""
+        self._source = source
+        with _hub_errors(source):
+            self._rows = _hub_rows(source)
+            self._records = self._open_records()
+
+    def go_to(self, state: dict[str, Any]) -> None:
+        """Where `state()` was taken."""
+        with _hub_errors(self._source):
+            self._rows.load_state_dict(state)
+            self._records = self._open_records()
+
+    def __iter__(self) -> Iterator[str]:
+        """The documents that are left. Raises HubError where they cannot be read, UserError where they are no text."""
+        with _hub_errors(self._source):
+            for record in self._records:
+                yield _text(record, self._source)
+
+    def state(self) -> dict[str, Any]:
+        """Where the next document begins, in plain values."""
+        state: dict[str, Any] = self._rows.state_dict()
+        return state
+
+    def _open_records(self) -> Iterator[Record]:
+        return _records(iter(self._rows), self._source, f"hub data set {self._source.hub}")
+
+
 def _hub_records(source: SourceConfig) -> Iterator[Record]:
     """Stream a data set of the Hugging Face hub (or a local folder in a hub data set's layout)."""
+    with _hub_errors(source):
+        yield from _records(iter(_hub_rows(source)), source, f"hub data set {source.hub}")
+
+
+def _hub_rows(source: SourceConfig) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
+    _ask_hub(str(source.hub))
+    return datasets.load_dataset(str(source.hub), source.subset, split=source.split, streaming=True)
+
+
+@contextmanager
+def _hub_errors(source: SourceConfig) -> Iterator[None]:
     try:
-        _ask_hub(str(source.hub))
-        rows = datasets.load_dataset(str(source.hub), source.subset, split=source.split, streaming=True)
-        yield from _records(iter(rows), source, f"hub data set {source.hub}")
+        yield
     except UserError:
         raise
     except Exception as error:  # datasets raises a dozen unrelated types for "not reachable" and "not there"
-        reason = str(error).strip().splitlines()
-        raise UserError(
-            f"hub data set {source.hub} cannot be read ({type(error).__name__}: {reason[0] if reason else 'no reason given'}); "
-            "offline, use a local copy (path: FILE) or the data that ships here (bundled: english or bash)"
-        ) from None
+        raise HubError(str(source.hub), error) from None
 
 
 def _ask_hub(name: str) -> None:

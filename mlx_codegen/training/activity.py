@@ -1,7 +1,7 @@
 """Is a run being trained at this moment? Told from outside, without asking the training program.
 
-Whoever trains a run holds its `lock` (see `lock.py`). Where there is none (a file system without locks), only time tells:
-a line is written for every step, so files that have been quiet for long mean that nobody writes them.
+Whoever trains a run holds its `lock` (see `lock.py`). On a file system without locks only time tells: a line is written for
+every step, so files that have been quiet for long mean that nobody writes them.
 """
 
 import os
@@ -22,12 +22,12 @@ QUIET_STEPS = 10
 def activity(folder: RunFolder, histories: Mapping[PhaseName, PhaseHistory], finished: bool, now: float) -> tuple[str, str]:
     """`running`, `finished`, `stopped`, or `prepared` where no step was taken yet; and what that rests on."""
     owner = holder(folder.path)
-    if owner is not None:
+    if owner:
         return "running", owner
     if finished:
         return "finished", ""
     quiet = now - last_written(folder)
-    if quiet < _patience(histories):
+    if owner is not None and quiet < _patience(histories):
         return "running", f"written to {rounded(quiet)} ago"
     return ("stopped" if histories else "prepared"), f"nothing written for {rounded(quiet)}"
 

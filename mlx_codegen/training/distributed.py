@@ -41,16 +41,23 @@ class Group:
         self.gather(None)
 
     def sum(self, tree: Tree) -> Tree:
-        """The sum over all ranks of a tree of arrays, all of one type: one buffer, one all-reduce."""
-        buffer = mx.distributed.all_sum(_flat(tree), group=self._collective)
+        """The sum over all ranks of a tree of arrays, all of one type: one buffer, one all-reduce.
+
+        It is a graph of its own: the GPU's work before it is done, and none that waits for it is handed out. On a Mac a GPU
+        that waits longer than five seconds (for a slow link, or a rank that saves) ends the program with an error.
+        """
+        buffer = _flat(tree)
+        mx.eval(buffer)
+        self.barrier()  # MLX's ring waits at full speed of two cores, which a slower rank on this machine may need
+        buffer = mx.distributed.all_sum(buffer, group=self._collective)
+        mx.eval(buffer)
         return _unflat(buffer, tree)
 
     def share(self, tree: Tree) -> Tree:
         """Rank 0's arrays on all ranks, bit for bit. The others give arrays of the same shapes; all of types of 4 bytes."""
         bits = tree_map(lambda leaf: leaf.reshape(-1).view(mx.uint32), tree)
         bits = bits if self.rank == 0 else tree_map(mx.zeros_like, bits)  # a sum with zeros copies; floats would lose -0
-        summed = _unflat(mx.distributed.all_sum(_flat(bits), group=self._collective), bits)
-        shared = tree_map(lambda leaf, part: part.view(leaf.dtype).reshape(leaf.shape), tree, summed)
+        shared = tree_map(lambda leaf, part: part.view(leaf.dtype).reshape(leaf.shape), tree, self.sum(bits))
         mx.eval(shared)
         return shared
 

@@ -25,16 +25,27 @@ def sole_user(folder: Path) -> Iterator[None]:
     file = folder / LOCK
     descriptor = _acquire(file)
     try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+        _write(descriptor, file)
         yield
     finally:
         file.unlink(missing_ok=True)  # before others can have it
         os.close(descriptor)
 
 
+def _write(descriptor: int, file: Path) -> None:
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+    except OSError as error:
+        error.filename = str(file)  # a write to an open file does not say which
+        raise
+
+
 def holder(folder: Path) -> str | None:
-    """`process 123`, or `process 123 on otherhost`: who trains in this folder now; None where nobody does."""
+    """`process 123`, or `process 123 on otherhost`: who trains in this folder now; None where nobody does.
+
+    Empty where somebody may, because the file system has no locks.
+    """
     try:
         descriptor = os.open(folder / LOCK, os.O_RDONLY)
     except OSError:
@@ -44,7 +55,7 @@ def holder(folder: Path) -> str | None:
     except BlockingIOError:
         return _named(os.pread(descriptor, 300, 0))
     except OSError:
-        pass
+        return ""
     finally:
         os.close(descriptor)
     return None

@@ -68,9 +68,7 @@ def memory_advice(config: RunConfig, phase: PhaseName, free: int) -> str:
 
 def largest_batch(config: RunConfig, rows: int, gradient_checkpointing: bool, free: int) -> int | None:
     """The largest batch by the formulas that fits and goes into the `rows` of an update without remainder."""
-    return next(
-        (size for size in _divisors(rows) if training_bytes(config, size, gradient_checkpointing) <= free), None
-    )
+    return next((size for size in _divisors(rows) if training_bytes(config, size, gradient_checkpointing) <= free), None)
 
 
 def fitted_batches(config: RunConfig, phases: list[PhaseName], tell: Callable[[str], None]) -> RunConfig:

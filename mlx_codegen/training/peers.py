@@ -13,6 +13,7 @@ import json
 import os
 import select
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -30,9 +31,11 @@ PORTS_BELOW = 1000
 """Our connections use the ports of MLX's backend minus this: known to all, and outside of what systems give out at random."""
 SECONDS_TO_MEET = 60.0
 SECONDS_TO_CLOSE = 5.0
-# Of a machine that is gone (switched off, asleep, cable out) its kernel answers no more: noticed within
-# 5 + 3 x 3 seconds. A process that only pauses does not end the job: its kernel answers for it.
-KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 5, 3, 3
+# Of a machine that is gone (switched off, asleep, cable out) the kernel answers no more, which is noticed within so many
+# seconds. A process that only pauses does not end the job: its kernel answers for it.
+SECONDS_UNANSWERED = 15
+KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 6, 3, 3
+MACOS_RXT_CONNDROPTIME = 0x80  # netinet/tcp.h
 NO_FAREWELL = "its connection closed without a farewell: killed, crashed, or its machine is gone"
 
 
@@ -266,7 +269,15 @@ def _read_rank(link: socket.socket) -> int:
 def _keep_alive(link: socket.socket) -> None:
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    options = (("TCP_KEEPIDLE", KEEPALIVE_IDLE), ("TCP_KEEPALIVE", KEEPALIVE_IDLE), ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL))
-    for name, value in (*options, ("TCP_KEEPCNT", KEEPALIVE_PROBES)):
-        if hasattr(socket, name):  # macOS calls the first of them TCP_KEEPALIVE
+    options = {
+        "TCP_KEEPIDLE": KEEPALIVE_IDLE,
+        "TCP_KEEPALIVE": KEEPALIVE_IDLE,  # macOS's name for it
+        "TCP_KEEPINTVL": KEEPALIVE_INTERVAL,
+        "TCP_KEEPCNT": KEEPALIVE_PROBES,
+        "TCP_USER_TIMEOUT": 1000 * SECONDS_UNANSWERED,  # the same for what was sent and is not acknowledged
+    }
+    for name, value in options.items():
+        if hasattr(socket, name):
             link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    if sys.platform == "darwin":
+        link.setsockopt(socket.IPPROTO_TCP, MACOS_RXT_CONNDROPTIME, SECONDS_UNANSWERED)

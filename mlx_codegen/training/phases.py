@@ -23,7 +23,8 @@ import mlx.core as mx
 from mlx_codegen import backend
 from mlx_codegen.checkpoint import Checkpoint, Progress, load_weights
 from mlx_codegen.config import PHASES, PhaseConfig, PhaseName, RunConfig, build_run_config, read_yaml, to_yaml
-from mlx_codegen.data.batches import TrainingBatches, open_token_files, validation_batches
+from mlx_codegen.data.batches import Batches, open_token_files, validation_batches
+from mlx_codegen.data.mixed_batches import open_batches
 from mlx_codegen.data.prepare import prepare_phase, read_manifest, source_fingerprint, training_texts
 from mlx_codegen.data.token_check import check_token_files, unchanged_check
 from mlx_codegen.errors import UserError
@@ -38,7 +39,6 @@ from mlx_codegen.training.metrics_log import MetricsLog, write_atomically
 from mlx_codegen.training.resume import Expected, checkpoint_to_resume, first_good
 from mlx_codegen.training.trainer import PhaseData, Trainer
 from mlx_codegen.version import __version__
-
 
 CHECKPOINTS = ("best", "last", "previous")
 
@@ -376,27 +376,25 @@ def _open_data(
 ) -> PhaseData:
     settings = config.phase(phase)
     assert settings is not None
-    weights = {source.name: source.weight for source in settings.sources}
     context, batch = config.model.context_length, settings.batch_size
-    train = open_token_files(folder.data(phase), "train", weights, tokenizer.hash)
-    held_out = open_token_files(folder.data(phase), "validation", weights, tokenizer.hash)
+    held_out = open_token_files(folder.data(phase), "validation", {}, tokenizer.hash)
     share = {} if group is None else {"rank": group.rank, "ranks": group.size}
     manifest = read_manifest(folder.data(phase))
     return PhaseData(
-        batches=TrainingBatches(train, batch, context, config.seed, **share),
+        batches=open_batches(folder.data(phase), settings, tokenizer, context, config.seed, **share),
         validation=validation_batches(held_out, batch, context, settings.validation_tokens),
         fingerprint=manifest["fingerprint"],
         check_unchanged=unchanged_check(folder.data(phase), manifest),
     )
 
 
-def total_steps(config: RunConfig, phase: PhaseName, batches: TrainingBatches, done: Progress | None = None) -> int:
+def total_steps(config: RunConfig, phase: PhaseName, batches: Batches, done: Progress | None = None) -> int:
     """Updates in a phase: given, or as many as the epochs need. Updates already done may have been of another size."""
     settings = config.phase(phase)
     assert settings is not None
     if settings.steps is not None:
         return settings.steps
-    assert settings.epochs is not None
+    assert settings.epochs is not None and batches.tokens_per_epoch is not None
     step, tokens_seen = (0, 0) if done is None else (done.step, done.tokens_seen)
     tokens_left = max(0.0, settings.epochs * batches.tokens_per_epoch - tokens_seen)
     return max(1, step + math.ceil(tokens_left / (batches.tokens_per_batch * settings.gradient_accumulation)))

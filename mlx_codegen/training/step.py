@@ -83,7 +83,7 @@ class TrainStep:
             "scale": mx.array(FIRST_LOSS_SCALE if precision == "float16" else 1.0),
             "good_steps": mx.array(0, mx.int32),
         }
-        self.usual_norm = {"mean": mx.array(0.0), "steps": mx.array(0, mx.int32)}
+        self.usual_norm = {"log_mean": mx.array(0.0), "steps": mx.array(0, mx.int32)}
         self._settings = settings
         self._dtype: mx.Dtype = getattr(mx, precision)
         self._streams = streams
@@ -93,6 +93,7 @@ class TrainStep:
         compile_step = partial(mx.compile, inputs=captured, outputs=captured) if compiled else _as_it_is
         self._accumulate = compile_step(self._gradients_of_part)
         self._finish = compile_step(self._finish_uncompiled)
+        self._update = compile_step(self._update_uncompiled)
 
     def __call__(self, parts: list[mx.array], learning_rate: float) -> tuple[mx.array, mx.array, mx.array]:
         """Run one update on parts of a batch, each `(B, T + 1)`, whose gradients are averaged.
@@ -106,8 +107,11 @@ class TrainStep:
         for part in parts[:-1]:
             total = self._accumulate(part, total)
             mx.eval(total)  # or the activations of all parts would be alive together
-        ranks = 1 if self._group is None else self._group.size
-        return self._finish(parts[-1], total, mx.array(1.0 / (len(parts) * ranks)), rate)
+        if self._group is None:
+            return self._finish(parts[-1], total, mx.array(1.0 / len(parts)), rate)
+        # What is not finite on one rank is so in the sum: all skip the step, or none.
+        total = self._group.sum(self._accumulate(parts[-1], total))
+        return self._update(total, mx.array(1.0 / (len(parts) * self._group.size)), rate)
 
     def arrays(self) -> list[Any]:
         """All arrays that a step changes, to be evaluated after it."""
@@ -145,9 +149,12 @@ class TrainStep:
     def _finish_uncompiled(
         self, tokens: mx.array, total: dict[str, Tree], share: mx.array, learning_rate: mx.array
     ) -> tuple[mx.array, mx.array, mx.array]:
-        total = self._gradients_of_part(tokens, total)
-        if self._group is not None:
-            total = self._group.sum(total)  # what is not finite anywhere is so everywhere: all skip the step, or none
+        return self._update_uncompiled(self._gradients_of_part(tokens, total), share, learning_rate)
+
+    def _update_uncompiled(
+        self, total: dict[str, Tree], share: mx.array, learning_rate: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """One update from the sums of loss and gradients over all parts; each part counts `share` of the whole."""
         factor = share / self.loss_scale["scale"]
         loss = total["loss"] * factor
         norm = global_norm(total["gradients"]) * factor
@@ -173,14 +180,14 @@ class TrainStep:
         return loss, norm, usable
 
     def _is_spike(self, norm: mx.array) -> mx.array:
-        limit = SPIKE_FACTOR * mx.maximum(self.usual_norm["mean"], self._settings.max_gradient_norm)
+        limit = SPIKE_FACTOR * mx.maximum(mx.exp(self.usual_norm["log_mean"]), self._settings.max_gradient_norm)
         return (self.usual_norm["steps"] >= SPIKE_MEAN_STEPS) & (norm > limit)
 
     def _note_norm(self, norm: mx.array, usable: mx.array) -> None:
-        """A running mean over the norms of the steps that counted."""
-        mean, steps = self.usual_norm["mean"], self.usual_norm["steps"] + 1
-        moved = mean + (norm - mean) / mx.minimum(steps, SPIKE_MEAN_STEPS)
-        self.usual_norm.update(mean=mx.where(usable, moved, mean), steps=mx.where(usable, steps, steps - 1))
+        """A running mean over the logarithms of the norms of the steps that counted: one large norm hardly moves it."""
+        mean, steps = self.usual_norm["log_mean"], self.usual_norm["steps"] + 1
+        moved = mean + (mx.log(norm + 1e-12) - mean) / mx.minimum(steps, SPIKE_MEAN_STEPS)
+        self.usual_norm.update(log_mean=mx.where(usable, moved, mean), steps=mx.where(usable, steps, steps - 1))
 
     def _adjust_loss_scale(self, finite: mx.array) -> None:
         scale, good_steps = self.loss_scale["scale"], self.loss_scale["good_steps"]

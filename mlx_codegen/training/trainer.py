@@ -4,9 +4,10 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import mlx.core as mx
 import numpy as np
@@ -14,7 +15,8 @@ import numpy as np
 from mlx_codegen import backend
 from mlx_codegen.checkpoint import Progress, save_checkpoint
 from mlx_codegen.config import PhaseConfig, RunConfig
-from mlx_codegen.data.batches import TrainingBatches
+from mlx_codegen.data.batches import Batches
+from mlx_codegen.data.shards import ShardError
 from mlx_codegen.errors import UserError
 from mlx_codegen.model import Transformer, count_parameters
 from mlx_codegen.observer import EvaluationMetrics, Observer, PhaseStart, StepMetrics
@@ -32,7 +34,7 @@ MAX_SKIPPED_IN_A_ROW = 5
 class PhaseData:
     """What a phase reads. `fingerprint` names the token files; a resumed run must find the same."""
 
-    batches: TrainingBatches
+    batches: Batches
     validation: list[np.ndarray]
     fingerprint: str
     check_unchanged: Callable[[], None] = lambda: None
@@ -93,7 +95,7 @@ class Trainer:
         Returns `finished`, `early stopping` or `interrupted`. Raises UserError when steps had to be skipped several
         times in a row; the checkpoints then are those from before.
         """
-        with self._throughput.noticing_pauses():
+        with self._throughput.noticing_pauses(), closing(self.data.batches):
             return self._run(should_stop)
 
     def _run(self, should_stop: Callable[[], bool]) -> str:
@@ -174,14 +176,29 @@ class Trainer:
         loss, norm, usable = self.step(parts, learning_rate)
         mx.async_eval(loss, norm, usable, *self.step.arrays())
         tokens = len(parts) * self.data.batches.tokens_per_batch
-        next_parts = self._next_parts()
+        next_parts, failure = self._try_next_parts()
         mx.eval(loss, norm, usable, *self.step.arrays())
         self._throughput.stop(tokens)
         progress.step += 1
         progress.tokens_seen += tokens
         progress.train_seconds = self._throughput.seconds
         self._report(loss.item(), norm.item(), bool(usable.item()), learning_rate)
+        if failure is not None and progress.step < progress.total_steps:
+            self._end_without_data(failure)
         return next_parts
+
+    def _try_next_parts(self) -> tuple[list[mx.array], ShardError | None]:
+        """The next step's batches, or why there are none: the step under way is to be finished first."""
+        try:
+            return self._next_parts(), None
+        except ShardError as error:
+            return [], error
+
+    def _end_without_data(self, failure: ShardError) -> NoReturn:
+        if self._skipped_in_a_row:
+            raise failure
+        self.save_last()
+        raise ShardError(f"{failure}; saved at step {self.progress.step:,}: --resume goes on from there")
 
     def _report(self, loss: float, norm: float, usable: bool, learning_rate: float) -> None:
         progress = self.progress
