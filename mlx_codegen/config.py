@@ -127,7 +127,7 @@ class SourceConfig(Settings):
     max_documents: int | None = Field(default=None, ge=1)
     """Stop after this many documents."""
     stream: bool = False
-    """For a hub data set that is too large to prepare: it is read in shards while training. See docs/STREAMING.md."""
+    """For a hub data set that is too large to prepare: it is read in shards while training (DATA.md)."""
     shard_documents: int = Field(default=20_000, ge=1)
     """With `stream`: documents in a shard. Training shuffles within a shard; the first one brings the validation documents."""
     cache_bytes: int = Field(default=2_000_000_000, ge=0)

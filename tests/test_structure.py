@@ -38,10 +38,11 @@ ALLOWED: dict[str, set[str]] = {
     "tokenizer_report": {"tokenizer"},
     "model": {"config", "activations", "exponential", "cpu_attention"},
     "costs": {"config", "model"},
+    "scaling": set(),
     "data": {"config", "tokenizer", "observer", "data"},
     "training": {
         "config", "backend", "exponential", "cpu_loss", "model", "tokenizer", "observer", "checkpoint", "data", "hub", "training",
-        "costs",
+        "costs", "version",
     },
     # Beside the rooms that write checkpoints (training) and read them (generation, hub).
     "checkpoint": {"config", "model", "tokenizer"},

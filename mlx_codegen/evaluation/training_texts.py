@@ -78,6 +78,9 @@ def training_texts(engine: Engine) -> TrainingTexts:
             return TrainingTexts(note=_unknown("the run's data was prepared anew after training"))
         upto = PHASES[: PHASES.index(_phase(trained.phase)) + 1]
         folders = [run.data(phase) for phase in upto if (run.data(phase) / "manifest.json").exists()]
+        sources = [source for folder in folders for source in read_manifest(folder)["sources"]]
+        if streamed := [source["name"] for source in sources if source["settings"].get("stream")]:
+            return TrainingTexts(note=_unknown(f"{streamed[0]} was streamed, and nobody noted what was in it"))
         phases = [_phase_hashes(folder, engine.tokenizer) for folder in folders]
     except UserError as error:
         return TrainingTexts(note=_unknown(str(error)))

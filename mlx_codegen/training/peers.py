@@ -222,7 +222,7 @@ def _open_links(place: Place) -> list[socket.socket]:
     except OSError as error:
         host, port = place.listen
         raise UserError(
-            f"rank {place.rank} cannot listen at {host} port {port} ({error.strerror or error}); "
+            f"rank {place.rank} cannot listen at {host} port {port} ({os.strerror(error.errno or 0)}); "
             "is another job running? choose other ports: mlx.launch --starting-port"
         ) from None
     with listener:

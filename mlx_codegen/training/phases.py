@@ -187,11 +187,11 @@ def _prepare_together(
     facts = {
         "version": f"mlx_codegen {__version__}, MLX {importlib.metadata.version('mlx')}",
         "program": _short_hash(b"".join(file.read_bytes() for file in sorted(Path(__file__).parents[1].rglob("*.py")))),
-        "configuration": _short_hash(config.model_dump_json().encode()),
+        "configuration": _short_hash(f"{list(phases)} {config.model_dump_json()}".encode()),
         "precision": backend.resolve_precision(config.precision),
     }
     group.check_same(facts, "run the same program, options and --set precision=... everywhere")
-    observer.on_message(f"{group.size} processes ({here} on this machine): each gives batch_size rows to every step")
+    observer.on_message(f"{group.size} processes ({here} on this machine), each with batch_size rows of every step")
     leads = group.leads(folder.path)
     if leads:
         tokenizer = prepare(observer)
