@@ -425,6 +425,15 @@ def test_copies_of_streamed_text_are_not_known(unbroken: RunFolder) -> None:
     assert not texts and "web was streamed" in texts.note
 
 
+def test_settings_of_a_run_under_way_do_not_move_its_shards(data_set: Path, unbroken: RunFolder, tmp_path: Path) -> None:
+    """Shards of another size, or another share for validation, would train twice on some text and on validation's."""
+    folder, recorder = RunFolder(tmp_path / "run"), Recorder()
+    assert train_run(folder, run_config(data_set), ["code"], recorder, recorder.stop_at("code", 9)) == "interrupted"
+    changes = ("phases.code.sources.1.shard_documents=7", "phases.code.validation_fraction=0.3")
+    assert train_run(folder, run_config(data_set, *changes), ["code"], recorder, resume=True) == "finished"
+    assert last(folder) == last(unbroken)
+
+
 def test_no_thread_is_left_behind(unbroken: RunFolder) -> None:
     """Reading ahead ends with the phase."""
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("shards of")]

@@ -14,7 +14,7 @@ from tiny_run import TrainedRun, phase_settings, tiny_tokenizer
 
 import mlx_codegen
 from mlx_codegen.config import SourceConfig
-from mlx_codegen.data.prepare import prepare_phase, read_manifest
+from mlx_codegen.data.prepare import manifest_checksum, prepare_phase, read_manifest
 from mlx_codegen.data.sources import read_documents, read_split_documents
 from mlx_codegen.data.tasks import load_tasks
 from mlx_codegen.data.text_hashes import (
@@ -119,7 +119,7 @@ def test_without_hash_files_the_token_files_are_read(trained_copy: RunFolder, fa
     if fault == "older":
         manifest = trained_copy.data("code") / "manifest.json"
         values = json.loads(manifest.read_text())
-        del values["training_hashes"]
+        del values["training_hashes"], values["checksum"]
         manifest.write_text(json.dumps(values))
     elif fault == "missing":
         file.unlink()
@@ -136,7 +136,9 @@ def test_what_is_not_known_is_said(trained_copy: RunFolder, tmp_path: Path) -> N
     export_model(trained_copy.checkpoint("code", "best"), tmp_path / "exported")
     assert not known(tmp_path / "exported") and "only a run's own checkpoint" in known(tmp_path / "exported").note
     manifest = trained_copy.data("code") / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    values = json.loads(manifest.read_text())
+    values["fingerprint"] = "0" + values["fingerprint"]
+    manifest.write_text(json.dumps(values | {"checksum": manifest_checksum(values)}))
     assert not known(trained_copy) and "prepared anew" in known(trained_copy).note
     shutil.rmtree(trained_copy.data("code"))
     texts = known(trained_copy)

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mlx_codegen.config import PhaseConfig
+from mlx_codegen.config import PhaseConfig, SourceConfig
 from mlx_codegen.data.batches import Batches, PackedStream, Tokens, TrainingBatches, open_token_files
 from mlx_codegen.data.prepare import read_manifest
 from mlx_codegen.data.shards import ShardSource, ShardWindows
@@ -35,17 +35,21 @@ def open_batches(
     """The training batches of a prepared phase. Raises UserError for damaged token files and too little text."""
     weights = {source.name: source.weight for source in settings.sources}
     files = open_token_files(folder, "train", weights, tokenizer.hash)
-    if not any(source.stream for source in settings.sources):
+    manifest = read_manifest(folder)
+    if not any(source["settings"].get("stream") for source in manifest["sources"]):
         return TrainingBatches(files, settings.batch_size, context_length, seed, rank=rank, ranks=ranks)
-    key = read_manifest(folder)["fingerprint"]
+    cache_bytes = {source.name: source.cache_bytes for source in settings.sources}
     parts: dict[str, Windows] = {}
-    for source, file in zip(settings.sources, files, strict=True):
+    for described, file in zip(manifest["sources"], files, strict=True):
+        source = SourceConfig.model_validate(described["settings"])  # what was prepared, whatever --resume --set says now
         if source.stream:
+            source = source.model_copy(update={"cache_bytes": cache_bytes.get(source.name, source.cache_bytes)})
             shards = folder / f"{source.name}.shards" / str(rank)  # ranks on one machine must not write the same files
-            origin = ShardSource(source, file, shards, key, tokenizer, settings.validation_fraction)
+            origin = ShardSource(source, file, shards, manifest["fingerprint"], tokenizer, manifest["validation_fraction"])
             parts[source.name] = ShardWindows(origin, context_length, seed)
         else:
             parts[source.name] = TrainingBatches([replace(file, weight=1.0)], 1, context_length, seed)
+    weights = {file.name: file.weight for file in files}
     return MixedBatches(parts, weights, settings.batch_size, context_length, rank=rank, ranks=ranks)
 
 

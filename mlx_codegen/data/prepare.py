@@ -386,6 +386,7 @@ def _manifest(phase: PhaseConfig, tokenizer: Tokenizer, fingerprint: str, counts
         "tokenizer_hash": tokenizer.hash,
         "vocab_size": tokenizer.vocab_size,
         "dtype": "uint16",
+        "validation_fraction": phase.validation_fraction,
         "sources": [
             {"name": source.name, "settings": source.model_dump(exclude_none=True), "counts": asdict(count)}
             for source, count in zip(phase.sources, counts, strict=True)
