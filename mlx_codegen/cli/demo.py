@@ -30,7 +30,7 @@ def demo(
     console = Console(highlight=False)
     release = next(iter(releases()), None)
     if release is not None:
-        console.print(f"Answers of the trained model in {release}:")
+        console.print(f"Answers of the trained model in {release}:", soft_wrap=True)
         show_answers(release, console)
     if train is None and not again:
         train = release is None or _asks_for_training(console)
@@ -52,7 +52,7 @@ def train_and_show(again: bool, console: "Console") -> None:
     config = load_run_config("nano")
     train_with_display(folder, config, config.phase_names(), "mlx-codegen demo --train", resume=folder.holds_checkpoints())
     show_answers(folder.path, console)
-    console.print('\nYour turn: mlx-codegen generate "Create a backup script" --model runs/demo')
+    console.print('\nYour turn: mlx-codegen generate "Create a backup script" --model runs/demo', soft_wrap=True)
 
 
 def show_answers(model: Path, console: "Console") -> None:
@@ -70,6 +70,6 @@ def show_answers(model: Path, console: "Console") -> None:
 def _asks_for_training(console: "Console") -> bool:
     """Asks where a person sits at the terminal; elsewhere says how."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        console.print("\nTo see a small model learn from nothing in a few minutes: mlx-codegen demo --train")
+        console.print("\nTo see a small model learn from nothing in a few minutes: mlx-codegen demo --train", soft_wrap=True)
         return False
     return typer.confirm("\nTrain a small model from nothing now, in a few minutes?", default=True)
