@@ -92,6 +92,10 @@ FAULTY: dict[str, tuple[dict[str, Any], str]] = {
     "torn script": ({"script": '#!/bin/bash\n\nif : > "{{ file }}"\n'}, "bash -n"),
     "torn here-document": ({"script": '#!/bin/bash\n\n: > "{{ file }}"\ncat <<EOF\nhello\n'}, "bash -n"),
     "check that empty text passes": ({"check": 'run "{{ file }}"; true'}, "empty script"),
+    "check whose first half is not looked at": (
+        {"check": 'run "{{ file }}" && [ -s /nowhere ]\n{ ! run /nowhere; } || [ -e "{{ file }}" ]'},
+        "failing script",
+    ),
     "setup that fails": ({"setup": 'cp /srv/nothing "{{ file }}"'}, "setup"),
     "no check": ({"check": ""}, "no check"),
     "unquoted": ({"script": '#!/bin/bash\n\nfile={{ file }}\ncd /srv\n: > "{{ file }}"\n'}, "shellcheck"),

@@ -12,6 +12,8 @@ from mlx_codegen.generation.verify import shellcheck, shellcheck_path, syntax_er
 LIMITS = Limits()
 DRAWS = 60
 """Renderings looked at to find the most varied ones."""
+WORTHLESS = {"empty script": "", "failing script": "exit 1\n"}
+"""A check must tell both from a script that does what was asked: a check of several steps is easily left half looked at."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Fault:
 
     task: str
     kind: str
-    """`bash -n`, `shellcheck`, `setup`, `check`, `empty script` or `no check`."""
+    """`bash -n`, `shellcheck`, `setup`, `check`, `empty script`, `failing script` or `no check`."""
     detail: str
     rendering: Rendering
 
@@ -115,8 +117,9 @@ def _run_faults(task: Task, rendering: Rendering, report: Report) -> Iterator[Fa
         report.checks_passed += 1
     else:
         yield Fault(task.name, "check", _tail(outcome), rendering)
-    if run_script("", setup=setup, check=check, limits=LIMITS).passed:
-        yield Fault(task.name, "empty script", "the check passes for an empty script", rendering)
+    for what, script in WORTHLESS.items():
+        if run_script(script, setup=setup, check=check, limits=LIMITS).passed:
+            yield Fault(task.name, what, f"the check passes for this: {what}", rendering)
 
 
 def _tail(outcome: Outcome) -> str:
