@@ -72,7 +72,8 @@ def as_json(report: Report) -> str:
 
 def as_markdown(report: Report) -> str:
     """Tables for a README or a model card."""
-    lines = [f"Model: `{Path(report.model).name}`, temperature {report.settings.temperature:g}, seed {report.settings.seed}", ""]
+    name, settings = Path(*Path(report.model).parts[-3:]), report.settings
+    lines = [f"Model: `{name}`, temperature {settings.temperature:g}, seed {settings.seed}", ""]
     for part in report.parts:
         lines += [
             f"**{part.title}**",
