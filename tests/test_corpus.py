@@ -24,7 +24,7 @@ from mlx_codegen.generation.verify import shellcheck_path
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "data" / "bash"
 TASKS = load_tasks(FOLDER)
-SHARE = 12
+SHARE = 20
 needs_sandbox = pytest.mark.skipif(why_unavailable() is not None, reason=f"no sandbox: {why_unavailable()}")
 needs_shellcheck = pytest.mark.skipif(shellcheck_path() is None, reason="no shellcheck")
 
@@ -52,7 +52,7 @@ def the_task(folder: Path, **changes: Any) -> Task:
 
 @needs_sandbox
 def test_rotating_sample_of_the_bundled_tasks() -> None:
-    """A twelfth of the tasks, another one each day: every script is parsed, linted, run and checked, and an empty one fails.
+    """A twentieth of the tasks, another one each day: every script is parsed, linted, run and checked, and an empty one fails.
 
     `mlx-codegen corpus verify` does the same for all.
     """
