@@ -43,6 +43,11 @@ def test_without_any_model_one_line_says_what_to_do(empty_place: Path, capsys: p
     assert "mlx-codegen demo" in capsys.readouterr().err
 
 
+def test_demo_with_nothing_to_show_says_so(empty_place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line(["demo", "--no-train"]) == 0
+    assert "train a small model with: mlx-codegen demo" in capsys.readouterr().out
+
+
 def test_the_newest_run_is_taken_where_there_is_no_release(empty_place: Path) -> None:
     fake_run("old", 1_000)
     newest = fake_run("new", 2_000)

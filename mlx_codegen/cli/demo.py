@@ -36,6 +36,8 @@ def demo(
         train = release is None or _asks_for_training(console)
     if train or again:
         train_and_show(again, console)
+    elif release is None:
+        console.print("There is no release in weights/ to show; train a small model with: mlx-codegen demo", soft_wrap=True)
 
 
 def train_and_show(again: bool, console: "Console") -> None:
