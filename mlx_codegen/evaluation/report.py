@@ -81,9 +81,9 @@ def as_markdown(report: Report) -> str:
             "| figure | value | 95 % interval | samples | aim |",
             "| --- | --- | --- | --- | --- |",
         ]
-        for name, figure in part.figures.items():
+        for label, figure in part.figures.items():
             value, interval, aim = figure_texts(figure)
-            lines.append(f"| {name} | {value} | {interval} | {figure.samples:,} | {aim} |")
+            lines.append(f"| {label} | {value} | {interval} | {figure.samples:,} | {aim} |")
         lines += ["", *(f"- {note}" for note in part.notes), ""]
     return "\n".join(lines)
 
