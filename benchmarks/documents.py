@@ -8,7 +8,8 @@ from mlx_codegen.config import PhaseName, RunConfig, build_run_config
 from mlx_codegen.data.batches import TokenFile, TrainingBatches, open_token_files
 from mlx_codegen.observer import Observer
 from mlx_codegen.tokenizer import Tokenizer
-from mlx_codegen.training.phases import RunFolder, prepare_run
+from mlx_codegen.training.preparation import prepare_run
+from mlx_codegen.training.run_folder import RunFolder
 
 CODE: PhaseName = "code"
 DOCUMENTS_PER_SECOND = 1000

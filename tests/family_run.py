@@ -18,7 +18,7 @@ from mlx_codegen.checkpoint import Progress, save_checkpoint
 from mlx_codegen.config import Family, ModelConfig
 from mlx_codegen.model import Transformer
 from mlx_codegen.tokenizer import Tokenizer
-from mlx_codegen.training.phases import RunFolder
+from mlx_codegen.training.run_folder import RunFolder
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 LOUDNESS = 8.0

@@ -18,7 +18,7 @@ from mlx_codegen.cli.main import run as command_line
 from mlx_codegen.config import ModelConfig, TokenizerConfig, to_yaml
 from mlx_codegen.model import Transformer
 from mlx_codegen.tokenizer import train_tokenizer
-from mlx_codegen.training.phases import RunFolder
+from mlx_codegen.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 Refuse = Callable[..., str]

@@ -27,7 +27,7 @@ from mlx_codegen.evaluation.report_files import stored, write_report
 from mlx_codegen.evaluation.run_facts import kept_checkpoints, run_facts
 from mlx_codegen.evaluation.sliding_window import document_losses
 from mlx_codegen.generation.engine import Engine
-from mlx_codegen.training.phases import RunFolder
+from mlx_codegen.training.run_folder import RunFolder
 
 END = 0
 CONFIG = ModelConfig(vocab_size=5, context_length=16, d_model=8, n_heads=1, n_layers=1)

@@ -27,7 +27,7 @@ from mlx_codegen.evaluation.context import Context, Settings
 from mlx_codegen.evaluation.english import count_known, is_english, known_words, looks_like_bash
 from mlx_codegen.generation.engine import Completion, Engine, load
 from mlx_codegen.hub.export import export_model
-from mlx_codegen.training.phases import RunFolder
+from mlx_codegen.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"

@@ -20,7 +20,7 @@ from mlx_codegen.config import ModelConfig
 from mlx_codegen.errors import UserError
 from mlx_codegen.model import Transformer
 from mlx_codegen.tokenizer import Tokenizer
-from mlx_codegen.training.phases import RunFolder
+from mlx_codegen.training.run_folder import RunFolder
 from mlx_codegen.training.step import TrainStep
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ from mlx_codegen.data.batches import Tokens, TrainingBatches, open_token_files, 
 from mlx_codegen.model import Transformer
 from mlx_codegen.observer import EvaluationMetrics
 from mlx_codegen.training.clock import WINDOW_STEPS, Throughput
-from mlx_codegen.training.phases import RunFolder
+from mlx_codegen.training.run_folder import RunFolder
 from mlx_codegen.training.trainer import PhaseData, Trainer
 
 

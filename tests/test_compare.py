@@ -16,7 +16,7 @@ from mlx_codegen.evaluation.context import Settings
 from mlx_codegen.evaluation.figures import PartResult, mean_of, prompt_key
 from mlx_codegen.evaluation.report import Report
 from mlx_codegen.evaluation.report_files import find_report, own_folder, read_report, write_report
-from mlx_codegen.training.phases import RunFolder
+from mlx_codegen.training.run_folder import RunFolder
 
 PROMPTS = [f"prompt {number}" for number in range(200)]
 

@@ -26,7 +26,8 @@ from mlx_codegen.data.batches import TrainingBatches, open_token_files
 from mlx_codegen.errors import UserError
 from mlx_codegen.training.lock import holder
 from mlx_codegen.training.peers import PORTS_BELOW, place_from_environment
-from mlx_codegen.training.phases import RunFolder, total_steps, train_run
+from mlx_codegen.training.phases import total_steps, train_run
+from mlx_codegen.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not mx.distributed.is_available("ring"), reason="this build of MLX has no ring backend")

@@ -13,7 +13,7 @@ from mlx_codegen.data.fresh_values import other_manner, shared_values, with_fres
 from mlx_codegen.data.prepare import prepare_phase
 from mlx_codegen.data.sources import read_documents, read_split_documents
 from mlx_codegen.data.tasks import load_words
-from mlx_codegen.training.phases import RunFolder
+from mlx_codegen.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 WORDS = load_words(ROOT / "data" / "bash")

@@ -25,7 +25,7 @@ from mlx_codegen.generation.prompts import prompt_text, unescape_newlines
 from mlx_codegen.generation.samplers import apply_top_k, apply_top_p, sample
 from mlx_codegen.model import Transformer
 from mlx_codegen.tokenizer import Tokenizer
-from mlx_codegen.training.phases import RunFolder
+from mlx_codegen.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 REQUEST = "Create a backup script"

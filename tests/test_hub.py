@@ -33,7 +33,8 @@ from mlx_codegen.hub.layouts import hugging_face_weights, our_weights
 from mlx_codegen.hub.tokenizer_json import CHAT_TEMPLATE, hugging_face_tokenizer
 from mlx_codegen.model import Transformer
 from mlx_codegen.tokenizer import CONTROL_TOKENS, END_OF_TEXT, Tokenizer, train_tokenizer
-from mlx_codegen.training.phases import RunFolder, train_run
+from mlx_codegen.training.phases import train_run
+from mlx_codegen.training.run_folder import RunFolder
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 FAMILIES: tuple[Family, ...] = ("gpt2", "gpt_neox", "llama")

@@ -26,7 +26,7 @@ from mlx_codegen.evaluation.perplexity import measure_perplexity, text_figures
 from mlx_codegen.evaluation.sliding_window import POSITIONS, Window, batches, document_losses, windows
 from mlx_codegen.generation.engine import Engine, load
 from mlx_codegen.model import Transformer
-from mlx_codegen.training.phases import RunFolder
+from mlx_codegen.training.run_folder import RunFolder
 
 DATA = Path(__file__).parents[1] / "data"
 

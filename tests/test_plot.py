@@ -12,7 +12,8 @@ from tiny_run import CODE_STEPS, LANGUAGE_STEPS, Recorder, TrainedRun, tiny_conf
 from mlx_codegen.cli.main import run as command_line
 from mlx_codegen.training.curves import SMOOTHED_SHARE, draw_curves, smooth
 from mlx_codegen.training.history import read_history
-from mlx_codegen.training.phases import RunFolder, train_run
+from mlx_codegen.training.phases import train_run
+from mlx_codegen.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 PNG = b"\x89PNG\r\n\x1a\n"

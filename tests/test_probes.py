@@ -16,7 +16,7 @@ from mlx_codegen.evaluation.probes import Probe, ask, load_probes, probe_figures
 from mlx_codegen.generation.engine import Engine
 from mlx_codegen.model import Transformer
 from mlx_codegen.tokenizer import Tokenizer
-from mlx_codegen.training.phases import RunFolder
+from mlx_codegen.training.run_folder import RunFolder
 
 PROBES = load_probes()
 KINDS = list(dict.fromkeys(probe.kind for probe in PROBES))

@@ -22,7 +22,7 @@ from mlx_codegen.evaluation.python_problems import (
 )
 from mlx_codegen.evaluation.report import USUAL_PARTS
 from mlx_codegen.evaluation.sandbox import Limits, run_python, why_no_python
-from mlx_codegen.training.phases import RunFolder
+from mlx_codegen.training.run_folder import RunFolder
 
 PROBLEMS = load_problems()
 needs_python = pytest.mark.skipif(why_no_python() is not None, reason=str(why_no_python()))

@@ -28,7 +28,8 @@ from mlx_codegen.evaluation.training_texts import training_texts
 from mlx_codegen.generation.engine import load
 from mlx_codegen.observer import Observer
 from mlx_codegen.tokenizer import Tokenizer, train_tokenizer
-from mlx_codegen.training.phases import RunFolder, train_run
+from mlx_codegen.training.phases import train_run
+from mlx_codegen.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "dog", "run", "to", "its", "red", "house"]

@@ -21,7 +21,8 @@ from mlx_codegen.evaluation.report import Report
 from mlx_codegen.evaluation.report import as_json as report_json
 from mlx_codegen.hub.export import export_model
 from mlx_codegen.model import count_parameters
-from mlx_codegen.training.phases import RunFolder, train_run
+from mlx_codegen.training.phases import train_run
+from mlx_codegen.training.run_folder import RunFolder
 from mlx_codegen.training.status import as_json, find_run, release_status, run_status
 
 ROOT = Path(__file__).parents[1]

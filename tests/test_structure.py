@@ -15,7 +15,8 @@ from mlx_codegen.config import ModelConfig, Settings
 from mlx_codegen.generation.engine import SamplingConfig
 from mlx_codegen.model import Transformer
 from mlx_codegen.observer import Observer
-from mlx_codegen.training.phases import RunFolder, train_run
+from mlx_codegen.training.phases import train_run
+from mlx_codegen.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mlx_codegen"

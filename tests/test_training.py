@@ -31,7 +31,8 @@ from mlx_codegen.data.batches import TrainingBatches, open_token_files, validati
 from mlx_codegen.errors import UserError
 from mlx_codegen.model import Transformer
 from mlx_codegen.observer import StepMetrics
-from mlx_codegen.training.phases import RunFolder, saved_config, train_run
+from mlx_codegen.training.phases import train_run
+from mlx_codegen.training.run_folder import RunFolder, saved_config
 from mlx_codegen.training.step import make_evaluation
 from mlx_codegen.training.trainer import MAX_SKIPPED_IN_A_ROW, PhaseData, Trainer
 

@@ -37,7 +37,7 @@ from mlx_codegen.evaluation.syntax import measure_syntax
 from mlx_codegen.evaluation.training_texts import TrainingTexts, add_copies, training_texts
 from mlx_codegen.generation.engine import Completion
 from mlx_codegen.hub.export import export_model
-from mlx_codegen.training.phases import RunFolder
+from mlx_codegen.training.run_folder import RunFolder
 
 TASKS = load_tasks(Path(__file__).parents[1] / "data" / "bash")
 RENDERING = held_out_renderings(TASKS[:20], 1, 1, seed=0)[0]

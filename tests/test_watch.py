@@ -25,7 +25,8 @@ from mlx_codegen.errors import UserError
 from mlx_codegen.observer import EvaluationMetrics, PhaseStart, StepMetrics
 from mlx_codegen.training.history import History, PhaseHistory, read_history
 from mlx_codegen.training.metrics_log import MetricsLog
-from mlx_codegen.training.phases import RunFolder, train_run
+from mlx_codegen.training.phases import train_run
+from mlx_codegen.training.run_folder import RunFolder
 from mlx_codegen.training.status import run_status
 
 ROOT = Path(__file__).parents[1]

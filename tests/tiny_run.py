@@ -19,7 +19,9 @@ from mlx_codegen.config import PhaseConfig, RunConfig, build_run_config
 from mlx_codegen.model import Transformer
 from mlx_codegen.observer import EvaluationMetrics, Observer, PhaseStart, StepMetrics
 from mlx_codegen.tokenizer import Tokenizer
-from mlx_codegen.training.phases import RunFolder, prepare_run, train_run
+from mlx_codegen.training.phases import train_run
+from mlx_codegen.training.preparation import prepare_run
+from mlx_codegen.training.run_folder import RunFolder
 
 # Equality bit for bit is promised on the CPU only.
 mx.set_default_device(mx.cpu)

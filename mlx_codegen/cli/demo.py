@@ -46,7 +46,7 @@ def train_and_show(again: bool, console: "Console") -> None:
 
     from mlx_codegen.cli.train import train_with_display
     from mlx_codegen.config import load_run_config
-    from mlx_codegen.training.phases import RunFolder
+    from mlx_codegen.training.run_folder import RunFolder
 
     folder = RunFolder(Path("runs") / "demo")
     if again:

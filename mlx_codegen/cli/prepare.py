@@ -29,7 +29,7 @@ def prepare(
     from mlx_codegen.cli.display import TrainingDisplay
     from mlx_codegen.data.prepare import read_manifest
     from mlx_codegen.training.lock import sole_user
-    from mlx_codegen.training.phases import prepare_run
+    from mlx_codegen.training.preparation import prepare_run
 
     folder = run_folder(name, config)
     settings = config_from_options(config, overrides, language_data, code_data)

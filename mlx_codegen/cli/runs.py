@@ -12,7 +12,7 @@ from mlx_codegen.config import RunConfig, build_run_config, find_config, read_ya
 from mlx_codegen.errors import UserError
 
 if TYPE_CHECKING:
-    from mlx_codegen.training.phases import RunFolder
+    from mlx_codegen.training.run_folder import RunFolder
 
 ConfigArgument = Annotated[str, typer.Argument(help="A file, or the name of one in configs/ (nano, tiny, small, ...).")]
 NameOption = Annotated[str | None, typer.Option("--name", help="Folder name under runs/. Default: the config's name.")]
@@ -32,7 +32,7 @@ CodeDataOption = Annotated[
 
 def run_folder(name: str | None, config: str) -> "RunFolder":
     """`runs/<name>`, named after the config where no name is given."""
-    from mlx_codegen.training.phases import RunFolder
+    from mlx_codegen.training.run_folder import RunFolder
 
     chosen = name or Path(config).stem
     if not chosen or "/" in chosen or chosen.startswith("."):

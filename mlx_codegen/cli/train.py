@@ -22,7 +22,7 @@ from mlx_codegen.config import PhaseName, RunConfig
 from mlx_codegen.errors import UserError
 
 if TYPE_CHECKING:
-    from mlx_codegen.training.phases import RunFolder
+    from mlx_codegen.training.run_folder import RunFolder
 
 
 class Phase(str, Enum):
@@ -58,7 +58,7 @@ def train(
 
     Example: mlx-codegen train configs/tiny.yaml --language-data hub:roneneldan/TinyStories
     """
-    from mlx_codegen.training.phases import saved_config
+    from mlx_codegen.training.run_folder import saved_config
 
     folder = run_folder(name, config)
     if resume:

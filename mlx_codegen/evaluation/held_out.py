@@ -20,7 +20,7 @@ from mlx_codegen.errors import UserError
 from mlx_codegen.evaluation.context import Context
 from mlx_codegen.generation.engine import Engine
 from mlx_codegen.tokenizer import Tokenizer
-from mlx_codegen.training.phases import RunFolder
+from mlx_codegen.training.run_folder import RunFolder
 
 SOURCE_BYTES = 40_000
 """Text of one source, about 13,000 tokens of a vocabulary of 8,000."""

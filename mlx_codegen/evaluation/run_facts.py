@@ -13,7 +13,7 @@ from mlx_codegen.evaluation.figures import Figure
 from mlx_codegen.evaluation.report_files import find_report, read_report
 from mlx_codegen.tokenizer import Tokenizer
 from mlx_codegen.training.history import read_history
-from mlx_codegen.training.phases import RunFolder
+from mlx_codegen.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from mlx_codegen.config import PHASES, PhaseName
 from mlx_codegen.training.history import PhaseHistory
 from mlx_codegen.training.lock import holder
-from mlx_codegen.training.phases import RunFolder
+from mlx_codegen.training.run_folder import RunFolder
 
 QUIET_SECONDS = 120.0
 """Longer than any pause of a run in training: an evaluation, the start of the next phase."""

@@ -16,7 +16,7 @@ from mlx_codegen.observer import EvaluationMetrics
 from mlx_codegen.training.activity import activity, file_status
 from mlx_codegen.training.history import History, PhaseHistory, read_history
 from mlx_codegen.training.lock import LOCK
-from mlx_codegen.training.phases import RunFolder
+from mlx_codegen.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

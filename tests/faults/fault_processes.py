@@ -14,7 +14,7 @@ from typing import Any
 from tiny_run import TrainedRun, metrics, state_on_disk, tiny_config
 
 from mlx_codegen.config import PHASES, to_yaml
-from mlx_codegen.training.phases import RunFolder
+from mlx_codegen.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 CHILD = Path(__file__).with_name("fault_child.py")

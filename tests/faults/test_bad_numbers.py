@@ -19,7 +19,7 @@ from mlx_codegen.model import Transformer
 from mlx_codegen.observer import StepMetrics
 from mlx_codegen.training import step as step_module
 from mlx_codegen.training.metrics_log import MetricsLog
-from mlx_codegen.training.phases import RunFolder
+from mlx_codegen.training.run_folder import RunFolder
 from mlx_codegen.training.step import FIRST_LOSS_SCALE, SPIKE_FACTOR, SPIKE_MEAN_STEPS
 from mlx_codegen.training.trainer import MAX_SKIPPED_IN_A_ROW, Trainer
 

@@ -19,7 +19,8 @@ from mlx_codegen.data.prepare import read_manifest
 from mlx_codegen.errors import UserError
 from mlx_codegen.observer import StepMetrics
 from mlx_codegen.training import lock
-from mlx_codegen.training.phases import RunFolder, saved_config, train_run
+from mlx_codegen.training.phases import train_run
+from mlx_codegen.training.run_folder import RunFolder, saved_config
 from mlx_codegen.training.status import run_status
 
 
@@ -126,7 +127,7 @@ def run_of_own_files(tmp_path: Path) -> tuple[RunFolder, Path, dict[str, Any]]:
 def test_a_corpus_that_vanished_is_not_missed(run_of_own_files: tuple[RunFolder, Path, dict[str, Any]]) -> None:
     """Its token files are there: a run that was only prepared begins, one under way goes on."""
     from mlx_codegen.config import build_run_config
-    from mlx_codegen.training.phases import prepare_run
+    from mlx_codegen.training.preparation import prepare_run
 
     folder, corpus, values = run_of_own_files
     config, recorder = build_run_config(values), Recorder()

@@ -14,7 +14,8 @@ from tiny_run import CODE_STEPS, LANGUAGE_STEPS, Recorder, TrainedRun, tiny_conf
 from mlx_codegen.checkpoint import load_checkpoint
 from mlx_codegen.config import PHASES
 from mlx_codegen.errors import UserError
-from mlx_codegen.training.phases import RunFolder, saved_config, train_run
+from mlx_codegen.training.phases import train_run
+from mlx_codegen.training.run_folder import RunFolder, saved_config
 
 Damage = Callable[[RunFolder, Path], None]
 STOP = 13  # in the code phase: `last` is of this step, `previous` of step 10

@@ -12,7 +12,7 @@ from fault_processes import Note, assert_same_run, finish, log, one_line, resume
 from tiny_run import LANGUAGE_STEPS, TrainedRun
 
 from mlx_codegen.checkpoint import load_checkpoint
-from mlx_codegen.training.phases import RunFolder
+from mlx_codegen.training.run_folder import RunFolder
 
 NO_SPACE = "no space left on disk while writing "
 

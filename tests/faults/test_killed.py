@@ -11,7 +11,7 @@ from tiny_run import CODE_STEPS, LANGUAGE_STEPS, TrainedRun
 
 from mlx_codegen.checkpoint import load_checkpoint
 from mlx_codegen.config import PHASES
-from mlx_codegen.training.phases import RunFolder
+from mlx_codegen.training.run_folder import RunFolder
 
 ALL_STEPS = LANGUAGE_STEPS + CODE_STEPS
 

@@ -17,7 +17,8 @@ from mlx_codegen.config import RunConfig, load_run_config
 from mlx_codegen.errors import UserError
 from mlx_codegen.observer import EvaluationMetrics, Observer, StepMetrics
 from mlx_codegen.training import memory
-from mlx_codegen.training.phases import RunFolder, train_run
+from mlx_codegen.training.phases import train_run
+from mlx_codegen.training.run_folder import RunFolder
 
 HANDLES = Path("/proc/self/fd") if Path("/proc/self/fd").exists() else Path("/dev/fd")
 

@@ -27,7 +27,7 @@ from tiny_run import LANGUAGE_STEPS, TrainedRun, tiny_config
 
 from mlx_codegen.config import to_yaml
 from mlx_codegen.training.clock import Throughput
-from mlx_codegen.training.phases import RunFolder
+from mlx_codegen.training.run_folder import RunFolder
 
 SAVED = "saved; go on with: mlx-codegen train tiny.yaml --resume\n"
 
