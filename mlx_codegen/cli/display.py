@@ -137,7 +137,7 @@ class TrainingDisplay(Observer):
 
     def _show(self, picture: Table | Text | Group) -> None:
         if self._live is None:
-            self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+            self._live = Live(console=self._console, refresh_per_second=2, transient=True)
             self._live.start()
         self._live.update(picture)
 
