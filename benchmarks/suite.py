@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 from pathlib import Path
 
@@ -59,8 +60,8 @@ def options(
     if not names:
         raise UserError("--sizes: name at least one, such as nano,tiny")
     counts = [number for number in (*batch_numbers, rounds, batch_size) if number is not None]
-    if seconds <= 0 or min(counts) < 1:
-        raise UserError("--seconds, --rounds, --batch-size and --batches must be above zero")
+    if not 0 < seconds < math.inf or min(counts) < 1:
+        raise UserError("--seconds, --rounds, --batch-size and --batches must be finite numbers above zero")
     return Options(
         sizes=names,
         seconds=seconds,

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_codegen.config import ModelConfig, RunConfig, build_run_config
+from mlx_codegen.config import PHASES, ModelConfig, RunConfig, build_run_config
 from mlx_codegen.errors import UserError
 from mlx_codegen.model import Transformer
 from mlx_codegen.tokenizer import Tokenizer
@@ -38,6 +38,14 @@ class Progress:
     data_position: dict[str, Any] = field(default_factory=dict)
     data_fingerprint: str = ""
     validation: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what a file that was edited by hand may hold."""
+        if self.phase not in PHASES:
+            raise ValueError(f"phase {self.phase!r}")
+        for name in ("step", "total_steps", "tokens_seen", "train_seconds"):
+            if not isinstance(getattr(self, name), int | float):
+                raise ValueError(f"{name} {getattr(self, name)!r}")
 
 
 @dataclass

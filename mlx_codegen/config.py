@@ -6,7 +6,7 @@ and a wrong value names the file, the key and what is allowed. The texts under t
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,21 @@ Schedule = Literal["cosine", "linear", "constant", "wsd"]
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 PhaseName = Literal["language", "code"]
 PHASES: tuple[PhaseName, ...] = ("language", "code")
+
+
+class YamlLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """PyYAML's loader, in C where its build has it (ten times as fast), but a key that comes twice is an error.
+
+    PyYAML itself takes the last of two and says nothing; half a task or a phase would be lost.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} comes twice", key.start_mark)
+            keys.add(key.value if isinstance(key, yaml.ScalarNode) else key)
+        return super().construct_mapping(node, deep)
 
 
 class Settings(BaseModel):
@@ -42,17 +57,17 @@ class ModelConfig(Settings):
     family: Family = "gpt2"
     """gpt2: learned positions, LayerNorm, GELU, tied embeddings. gpt_neox: rotary positions, LayerNorm, GELU, untied.
     llama: rotary positions, RMSNorm, SwiGLU, tied embeddings."""
-    n_layers: int = Field(ge=1)
+    n_layers: int = Field(ge=1, le=1000)
     """Number of transformer blocks."""
-    d_model: int = Field(ge=8)
+    d_model: int = Field(ge=8, le=65536)
     """Width of the residual stream; a multiple of n_heads."""
     n_heads: int = Field(ge=1)
     """Attention heads per block."""
-    d_ff: int | None = Field(default=None, ge=1)
+    d_ff: int | None = Field(default=None, ge=1, le=2**20)
     """Hidden width of the MLP. Default: 4 x d_model, and 8/3 x d_model rounded up to a multiple of 32 for llama."""
     vocab_size: int = Field(default=8000, ge=2, le=65536)
     """Rows of the token table; token files hold uint16, hence the limit."""
-    context_length: int = Field(default=512, ge=8)
+    context_length: int = Field(default=512, ge=8, le=2**20)
     """Longest sequence in tokens."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of activations dropped after embeddings, attention and MLP while training."""
@@ -160,9 +175,9 @@ class PhaseConfig(Settings):
     """Passes over the mix. Give this or `steps`."""
     steps: int | None = Field(default=None, ge=1)
     """Optimizer updates. Give this or `epochs`."""
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=8, ge=1, le=65536)
     """Sequences in one forward and backward pass."""
-    gradient_accumulation: int = Field(default=1, ge=1)
+    gradient_accumulation: int = Field(default=1, ge=1, le=65536)
     """Passes whose gradients are averaged into one update."""
     learning_rate: float = Field(gt=0, le=1)
     """Peak learning rate."""
@@ -268,6 +283,14 @@ def repository_folder(name: str) -> Path:
     raise UserError(f"the folder {name}/ that ships with mlx_codegen is missing; install it again")
 
 
+def expanded(path: str) -> Path:
+    """A path with `~` as the home folder; as it stands where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def load_run_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Read a config file and apply `key.path=value` overrides.
 
@@ -302,7 +325,7 @@ def build_run_config(values: dict[str, Any], overrides: Iterable[str] = (), orig
 def read_yaml(file: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError for a missing, unreadable or malformed one."""
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.load(file.read_text(encoding="utf-8"), YamlLoader)
     except FileNotFoundError:
         raise UserError(f"no file {file}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -311,6 +334,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
         raise UserError(f"{file}{line}: not valid YAML ({getattr(error, 'problem', None) or 'cannot be parsed'})") from None
+    except (ValueError, RecursionError) as error:  # no such date, no such number, ...
+        raise UserError(f"{file}: a value that cannot be read ({error}); put it in quotes, or correct it") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: holds no settings; a config is a mapping with model: and phases:")
     return values
@@ -328,8 +353,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not separator or not all(parts):
         raise UserError(f"--set {override}: write it as key.path=value, for example phases.code.learning_rate=5e-5")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = yaml.load(text, YamlLoader)
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"--set {override}: the value is not valid YAML; put it in quotes") from None
     target: Any = values
     for part in parts[:-1]:

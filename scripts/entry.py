@@ -86,6 +86,7 @@ def hand_over(arguments: list[str]) -> int:
 
 def explained(work: Callable[[], None]) -> int:
     """Do some work that is no command of `mlx-codegen`; failures become the same line and the same exit status."""
+    main.prepare_streams()
     try:
         work()
     except UserError as error:

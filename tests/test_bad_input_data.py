@@ -75,6 +75,9 @@ def test_bad_file_is_refused(name: str, content: bytes, words: str, folder: Path
 def test_missing_path_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A path that is not there, on the command line and in a config, is named."""
     assert "no file or folder none.txt" in refused(capsys, "prepare", "run.yaml", "--code-data", "none.txt")
+    assert "no file or folder ~nobody-here/a" in refused(capsys, "prepare", "run.yaml", "--code-data", "~nobody-here/a")
+    # What `--code-data "$DATA"` gives without DATA; it is not the folder one happens to be in
+    assert "no file or folder without a name" in refused(capsys, "prepare", "run.yaml", "--code-data", "")
     (folder / "run.yaml").write_text(CONFIG.replace("mine.jsonl", "gone.jsonl"))
     assert "no file or folder gone.jsonl" in refused(capsys, "prepare", "run.yaml")
 

@@ -367,6 +367,8 @@ def test_short_measurements_have_one_round_and_sizes_come_once() -> None:
         (["--sizes", ","], "at least one"),
         (["--rounds", "0"], "above zero"),
         (["--seconds", "-1"], "above zero"),
+        (["--seconds", "nan"], "above zero"),
+        (["--seconds", "inf"], "above zero"),
     ],
 )
 def test_bad_options_are_one_line_and_status_2(arguments: list[str], message: str) -> None:

@@ -54,6 +54,20 @@ def test_session_in_a_pipe(trained_run: TrainedRun, tmp_path: Path) -> None:
     assert "top-k: 50" in done.stderr
 
 
+def test_no_odd_value_ends_a_session_in_a_pipe(trained_run: TrainedRun, tmp_path: Path) -> None:
+    """Digits that are no numbers, names that are no files, homes of nobody: a line each, and the next request is answered."""
+    done = in_a_pipe(
+        trained_run,
+        "/seed ²", "/seed " + "9" * 5000, f"/seed {2**64}", REQUEST, f"/save {tmp_path}/{'a' * 300}", "/save ~nobody-here/a.sh",
+        "/model ~nobody-here/m", "/save a\0b", f"/save {tmp_path}/last\\", "/seed 3", "/again",
+    )  # fmt: skip
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert done.stdout.count(f"# {REQUEST}\n") == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 7 and "seed" in errors[2] and "name another file" in errors[3]
+    assert [file.name for file in tmp_path.iterdir()] == ["last\\"]
+
+
 def session(trained_run: TrainedRun) -> Session:
     sampling = {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "max_tokens": 10}
     return Session(mlx_codegen.load(trained_run.folder.path), sampling, 1)

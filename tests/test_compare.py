@@ -201,11 +201,16 @@ def test_bad_input_is_one_line(trained_copy: RunFolder, tmp_path: Path, capfd: p
     """Status 2, and what to do; nothing is written."""
     paths = two_reports(tmp_path)
     (tmp_path / "bad.json").write_text('{"parts": 3}')
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    good = (Path(paths[0]) / "report.json").read_text()
+    (tmp_path / "aim.json").write_text(good.replace('"target": 0.85', '"target": "high"'))
+    (tmp_path / "huge.json").write_text(good.replace('"value": ', '"value": 1' + "0" * 400 + ', "was": '))
     last = trained_copy.checkpoint("code", "last")
     for arguments, words in (
         ([paths[0]], "two models or more"),
         ([paths[0], str(tmp_path / "nowhere")], "is not there"),
         ([paths[0], str(tmp_path / "bad.json")], "no report of mlx-codegen evaluate"),
+        *(([paths[0], str(tmp_path / f"{name}.json")], "no report of mlx") for name in ("deep", "aim", "huge")),
         ([paths[0], str(trained_copy.path)], f"mlx-codegen evaluate {trained_copy.path}, or add --evaluate"),
         ([paths[0], str(last)], f"mlx-codegen evaluate {last} --output {last.parent / 'last-report'}, or"),
         ([*paths, "--png", str(tmp_path / "x.jpg")], "ends in .png"),

@@ -15,6 +15,7 @@ from mlx_codegen.cli.main import run as command_line
 from mlx_codegen.errors import UserError
 from mlx_codegen.evaluation.sandbox import why_unavailable
 from mlx_codegen.generation.verify import shellcheck_path, syntax_error
+from mlx_codegen.training.metrics_log import write_atomically
 
 ROOT = Path(__file__).parents[1]
 REQUEST = "Create a backup script"
@@ -161,6 +162,41 @@ def test_closed_pipe_is_no_error(trained_run: TrainedRun) -> None:
     program = f"{sys.executable} -m mlx_codegen generate '{REQUEST}' --model {trained_run.folder.path} --seed 1 | head -n 1"
     done = subprocess.run(["bash", "-c", program], cwd=ROOT, capture_output=True, check=False, env={**os.environ})
     assert done.stdout == b"#!/bin/bash\n" and done.stderr == b""
+
+
+def test_save_replaces_no_device(model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Root would otherwise turn /dev/null into a script; a pipe stands for it here."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert command_line(["generate", "x", *model, "--save", str(pipe), "--force"]) == 2
+    assert "that is a device or a pipe; name a file" in capsys.readouterr().err
+    with pytest.raises(UserError, match="that is a device or a pipe"):
+        write_atomically(pipe, b"text")
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_closed_streams_lead_nowhere(closed: str, trained_run: TrainedRun) -> None:
+    """As cron and others start programs; the prompt from a closed input is empty, which is a mistake."""
+    prompt = "--stdin" if closed == "<&-" else f"'{REQUEST}'"
+    program = f"{sys.executable} -m mlx_codegen generate {prompt} --model {trained_run.folder.path} --seed 1 --max-tokens 5"
+    done = subprocess.run(["bash", "-c", f"{program} {closed}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == (2 if closed == "<&-" else 0) and "Traceback" not in done.stderr
+    assert ("the prompt is empty" in done.stderr) == (closed == "<&-")
+    assert bool(done.stdout) == (closed == "2>&-")
+
+
+def test_pipes_hold_utf_8_in_every_locale(trained_run: TrainedRun) -> None:
+    """Scripts are UTF-8 whatever the terminal of the moment can show."""
+    options = ["--seed", "1", "--max-tokens", "3", "--model", str(trained_run.folder.path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "mlx_codegen", "generate", "Größe 🎉", *options],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0 and done.stdout.decode("utf-8").startswith("#!/bin/bash\n# Größe 🎉\n")
 
 
 def test_library_and_command_line_agree(trained_run: TrainedRun, model: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -353,6 +353,14 @@ def edit_config(**values: Any) -> Callable[[Path], None]:
     return lambda folder: edit_json(folder / "config.json", lambda config: config.update(values))
 
 
+def edit_facts(**values: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "mlx_codegen.json", lambda facts: facts.update(values))
+
+
+def edit_progress(**values: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "mlx_codegen.json", lambda facts: facts["progress"].update(values))
+
+
 def flip_a_bit(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-3] ^= 4
@@ -402,6 +410,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "no facts": (lambda f: (f / "mlx_codegen.json").unlink(), "has no mlx_codegen.json: only folders that mlx-codegen export"),
     "half the facts": (lambda f: halve(f / "mlx_codegen.json"), "mlx_codegen.json: truncated or not JSON"),
     "a fact less": (lambda f: edit_json(f / "mlx_codegen.json", lambda c: c.pop("progress")), "written by another version"),
+    "deep facts": (lambda f: (f / "mlx_codegen.json").write_text("[" * 100_000), "mlx_codegen.json: truncated or not JSON"),
+    "weights elsewhere": (edit_facts(checksums={"../other/model.safetensors": ""}), "names weights outside of the folder"),
+    "a foreign phase": (edit_progress(phase="maths"), "written by another version of mlx_codegen (phase 'maths')"),
+    "steps in words": (edit_progress(step="many"), "written by another version of mlx_codegen (step 'many')"),
     "a later format": (lambda f: edit_json(f / "mlx_codegen.json", lambda c: c.update(format="2")), "use the mlx_codegen that"),
 }  # fmt: skip
 
@@ -420,6 +432,22 @@ def test_a_bad_folder_is_one_line(
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
     assert message in captured.err
+
+
+def test_exporting_a_folder_without_its_history_is_one_line(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What came before belongs on the model card; nothing is written without it."""
+    edit_facts(earlier_progress=None)(exported)
+    assert command_line(["export", str(exported), str(exported.parent / "new")]) == 2
+    assert "mlx_codegen.json: has no earlier_progress" in capsys.readouterr().err
+    assert not (exported.parent / "new").exists()
+
+
+def test_a_link_is_not_exported_to(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder cannot take the place of a link, and one that leads in a circle has no place."""
+    link = exported.parent / "circle"
+    link.symlink_to("circle")
+    assert command_line(["export", str(exported), str(link)]) == 2
+    assert "circle is a link; export to a new folder" in capsys.readouterr().err
 
 
 def test_quantised_weights_must_fit_their_description(family_checkpoint: Checkpoints, tmp_path: Path) -> None:

@@ -176,3 +176,14 @@ def test_evaluate_command_asks_the_probes(trained_run: TrainedRun, tmp_path: Pat
     shown = capfd.readouterr().out
     assert "likelihood, quotes" in shown and "writing, quotes" in shown and "longer than the model's window" in shown
     assert (tmp_path / "report.json").exists()
+
+
+def test_a_report_that_cannot_be_written_is_found_out_before_measuring(
+    trained_run: TrainedRun, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Not after hours of it: no table is shown."""
+    (tmp_path / "taken").write_text("mine")
+    arguments = ["evaluate", str(trained_run.folder.path), "--only", "probes", "--output", str(tmp_path / "taken")]
+    assert command_line(arguments) == 2
+    captured = capfd.readouterr()
+    assert "taken: File exists" in captured.err and captured.out == ""

@@ -226,6 +226,8 @@ def test_shebang_without_a_body() -> None:
         ("[1, 2]\n", "record 1: expected text or an object, found list"),
         ("5\n", "record 1: expected text or an object, found int"),
         ("{}\n", "(found: nothing)"),
+        ('{"text": "a"}\n{"text": "b", "id": ' + "9" * 5000 + "}\n", "a.jsonl, line 2: JSON that cannot be read"),
+        ("[" * 100_000, "a.jsonl, line 1: JSON that cannot be read"),
     ],
 )
 def test_bad_jsonl_names_file_and_place(content: str, words: str, tmp_path: Path) -> None:
@@ -290,6 +292,9 @@ def test_bad_parquet_is_named(tmp_path: Path) -> None:
     good = write_parquet(tmp_path / "c.parquet", {"text": [f"{number} " * 50 for number in range(2000)]}).read_bytes()
     (tmp_path / "c.parquet").write_bytes(good[:1000] + b"\xff" * 2000 + good[3000:])
     assert "c.parquet: not a readable Parquet file" in complaint(tmp_path / "c.parquet")
+    buffers = [None, pyarrow.py_buffer(b"\0\0\0\0\2\0\0\0"), pyarrow.py_buffer(b"\xff\xfe")]
+    write_parquet(tmp_path / "d.parquet", {"text": pyarrow.Array.from_buffers(pyarrow.string(), 1, buffers)})
+    assert "d.parquet: not a readable Parquet file" in complaint(tmp_path / "d.parquet")
 
 
 # The hub, bundled data, limits
@@ -359,3 +364,7 @@ def test_path_may_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.txt").write_text("hello\n")
     assert documents(Path("~/a.txt")) == ["hello\n"]
+
+
+def test_home_of_nobody_is_a_path_that_is_not_there() -> None:
+    assert "no file or folder ~nobody-here/a.txt" in complaint(Path("~nobody-here/a.txt"))

@@ -152,16 +152,17 @@ def test_without_its_log_a_run_is_told_from_its_checkpoints(trained_copy: RunFol
 def test_what_cannot_be_read_is_named_and_hides_nothing_else(trained_copy: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     """A broken line, a cut checkpoint, a config with an error, a foreign report: a note each, and the rest is shown."""
     lines = trained_copy.metrics_file.read_text().splitlines()
-    lines[3:3] = ['{"kind": "step", "phase": "lang', '{"kind": "step", "phase": "poetry", "step": 1}']
+    huge = lines[0].replace('"loss": ', '"loss": 1' + "0" * 400 + ', "was": ')
+    lines[3:3] = ['{"kind": "step", "phase": "lang', '{"kind": "step", "phase": "poetry", "step": 1}', huge, "[" * 100_000]
     trained_copy.metrics_file.write_text("\n".join(lines) + "\n")
     checkpoint = trained_copy.checkpoint("language", "best")
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    trained_copy.config_file.write_text("model: [")
-    (trained_copy.path / "report.json").write_text("[]")
+    trained_copy.config_file.write_text("seed: 2001-99-99")
+    (trained_copy.path / "report.json").write_text("[" * 100_000)
     status = run_status(trained_copy.path)
     assert [(p.step, p.finished) for p in status.phases] == [(LANGUAGE_STEPS, True), (CODE_STEPS, True)]
     text = shown(capsys, str(trained_copy.path))
-    for note in ("2 broken lines", "language/best.safetensors: not a whole", "config.yaml", "report.json: no report"):
+    for note in ("4 broken lines", "language/best.safetensors: not a whole", "config.yaml", "report.json: no report"):
         assert sum(note in each for each in status.notes) == 1 and note in text
     assert len(status.notes) == 4
 

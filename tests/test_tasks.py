@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from mlx_codegen.data import tasks as tasks_module
-from mlx_codegen.data.tasks import Rendering, Task, load_tasks, render, task_documents
+from mlx_codegen.data.tasks import Rendering, Task, load_tasks, render, render_check, task_documents
 from mlx_codegen.data.tasks import renderings as all_renderings
 from mlx_codegen.errors import UserError
 
@@ -248,6 +248,16 @@ def test_bad_file_is_one_line_with_file_and_key(case: str, tmp_path: Path) -> No
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("fault", ["{{ 1 // 0 }}", "{{ dir.name.first }}", "{% include 'other' %}"])
+@pytest.mark.parametrize("key", ["script", "check"])
+def test_template_that_fails_when_it_is_filled_in_names_its_task(key: str, fault: str, tmp_path: Path) -> None:
+    """Such a template can be read, so that only rendering finds the mistake."""
+    write_corpus(tmp_path, {**GOOD, key: GOOD.get(key, "") + f"{fault}\n"})
+    (task,) = load_tasks(tmp_path)
+    with pytest.raises(UserError, match=r"^devops/sample\.yaml: a template cannot be filled in \([^\n]+$"):
+        render_check(task, render(task, random.Random(0)))
+
+
 def test_duplicate_task_name_is_refused(tmp_path: Path) -> None:
     """A task's name seeds its renderings, so it names one task only."""
     write_corpus(tmp_path, GOOD)
@@ -262,9 +272,15 @@ def test_bad_words_and_bad_yaml_are_one_line(tmp_path: Path) -> None:
     path = write_corpus(tmp_path, GOOD, {**WORDS, "types": {"directory": ["/srv/{moon}"]}})
     with pytest.raises(UserError, match=r"slots\.yaml: types: .*type directory refers to moon, which is no type above"):
         load_tasks(tmp_path)
+    (tmp_path / "slots.yaml").write_text(yaml.safe_dump({**WORDS, "types": {"directory": ["/srv/{9-1}"]}}))
+    with pytest.raises(UserError, match="type directory has a range that ends before it begins: 9-1"):
+        load_tasks(tmp_path)
     (tmp_path / "slots.yaml").write_text(yaml.safe_dump(WORDS, sort_keys=False))
     path.write_text("script: |\n  a\nprompts: [a]\nscript: b\n")
-    with pytest.raises(UserError, match=r"sample\.yaml: not YAML: the key script comes twice [^\n]*line 1"):
+    with pytest.raises(UserError, match=r"sample\.yaml: not YAML: the key script comes twice [^\n]*line 4"):
+        load_tasks(tmp_path)
+    path.write_text("prompts: [a]\nscript: 2001-99-99\n")
+    with pytest.raises(UserError, match=r"sample\.yaml: not YAML: month must be"):
         load_tasks(tmp_path)
     path.write_text("prompts: [a\nscript: b")
     with pytest.raises(UserError, match=r"sample\.yaml: not YAML: [^\n]+$"):

@@ -115,6 +115,8 @@ def refuse_to_overwrite(path: Path, force: bool, option: str = "--save") -> None
     """Raises UserError where a file could not be saved: better before it is written than after."""
     if path.is_dir():
         raise UserError(f"{option} {path}: that is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{option} {path}: that is a device or a pipe; name a file")
     if path.exists() and not force:
         raise UserError(f"{option} {path}: the file exists; name another one, or add --force")
     if not path.parent.is_dir():

@@ -18,6 +18,7 @@ from mlx_codegen.cli.generate import (
     TopKOption,
     TopPOption,
 )
+from mlx_codegen.config import expanded
 from mlx_codegen.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ def chat(
         except UserError as error:
             # A mistake ends no session
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        except OSError as error:
+            if error.filename is None:
+                raise  # the output, not a file that was named
+            print(f"error: {error.filename}: {error.strerror}; name another file", file=sys.stderr)
         except KeyboardInterrupt:
             quiet("stopped; /more goes on")
 
@@ -167,9 +172,14 @@ def change(key: str, kind: Callable[[str], float]) -> Callable[[Session, str], N
 
 def change_seed(session: Session, value: str) -> None:
     """The seed of the next text."""
-    if not value.isdigit():
-        raise UserError("/seed takes a whole number, for example /seed 7")
-    session.seed = int(value)
+    from mlx_codegen.generation.engine import check_sampling
+
+    try:
+        seed = int(value)
+    except ValueError:
+        raise UserError("/seed takes a whole number, for example /seed 7") from None
+    check_sampling({**session.sampling, "seed": seed})
+    session.seed = seed
 
 
 def change_model(session: Session, value: str) -> None:
@@ -177,7 +187,7 @@ def change_model(session: Session, value: str) -> None:
     from mlx_codegen.generation.engine import find_checkpoint, load
 
     if value:
-        session.engine = load(find_checkpoint(Path(value).expanduser()))
+        session.engine = load(find_checkpoint(expanded(value)))
     quiet(session.engine.origin)
 
 
@@ -206,12 +216,15 @@ def save(session: Session, value: str) -> None:
     """The last text into a file."""
     from mlx_codegen.cli.answer import save_script
 
-    words = shlex.split(value) if value.count("'") % 2 == 0 and value.count('"') % 2 == 0 else [value]
+    try:
+        words = shlex.split(value)
+    except ValueError:  # a quote or a backslash at the end: part of the name
+        words = [value]
     options = {word for word in words if word.startswith("--")}
     names = [word for word in words if word not in options]
-    if len(names) != 1 or options - {"--force", "--executable"}:
+    if len(names) != 1 or "\0" in value or options - {"--force", "--executable"}:
         raise UserError("name one file: /save backup.sh (and --executable, --force)")
-    path = Path(names[0]).expanduser()
+    path = expanded(names[0])
     save_script(last_text(session), path, executable="--executable" in options, force="--force" in options)
 
 

@@ -67,10 +67,12 @@ def load_reports(models: list[Path], evaluate: bool, like: "StoredReport | None"
 def measured(checkpoint: Path, folder: Path, settings: "Settings") -> "StoredReport":
     """Evaluates a model, writes its report to `folder` and reads it again."""
     from mlx_codegen.cli.evaluate import measure
-    from mlx_codegen.evaluation.report_files import FILE, read_report, write_report
+    from mlx_codegen.evaluation.report_files import FILE, make_folder, read_report, write_report
     from mlx_codegen.generation.engine import load
 
-    if missing := write_report(measure(load(checkpoint), settings), folder):
+    engine = load(checkpoint)
+    make_folder(folder)
+    if missing := write_report(measure(engine, settings), folder):
         typer.echo(missing, err=True)
     typer.echo(f"{folder / FILE}", err=True)
     return read_report(folder / FILE)

@@ -43,6 +43,7 @@ def evaluate(
     from mlx_codegen.evaluation.context import Settings
     from mlx_codegen.evaluation.pairs import file_sources
     from mlx_codegen.evaluation.report import USUAL_PARTS, check_parts
+    from mlx_codegen.evaluation.report_files import make_folder
     from mlx_codegen.generation.engine import check_sampling, find_checkpoint, load
 
     parts = tuple(only) if only else USUAL_PARTS
@@ -53,7 +54,9 @@ def evaluate(
     settings = Settings(parts, samples, temperature, max_tokens, seed, seen, unseen, jobs, files)
     checkpoint = find_checkpoint(model)
     folder = output or (model if model.is_dir() else model.parent)
-    report = measure(load(checkpoint), settings)
+    engine = load(checkpoint)
+    make_folder(folder)  # found out now, not after measuring
+    report = measure(engine, settings)
     draw(report)
     save(report, folder)
 

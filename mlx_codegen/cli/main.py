@@ -1,8 +1,10 @@
 """`mlx-codegen`: all commands in one program, and the one place where an error becomes a line and an exit status."""
 
 import errno
+import io
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -85,6 +87,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run a command line (without the program's name) and return its exit status."""
+    prepare_streams()
     command = typer.main.get_command(app)
     try:
         status = command.main(arguments or ["--help"], prog_name="mlx-codegen", standalone_mode=False)
@@ -109,6 +112,16 @@ def run(arguments: list[str]) -> int:
         if error.filename is None:
             raise  # no file of the person's: a fault of ours
         return _fail(f"{error.filename}: {error.strerror}; check that it is there and that you may read and write it")
+
+
+def prepare_streams() -> None:
+    """A stream that is closed leads nowhere; pipes and files hold UTF-8, as scripts do, and a terminal what it can show."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 (until the end)
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors=errors)
 
 
 def _fail(message: str) -> int:

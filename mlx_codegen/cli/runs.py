@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlx_codegen.config import RunConfig, build_run_config, find_config, read_yaml
+from mlx_codegen.config import RunConfig, build_run_config, expanded, find_config, read_yaml
 from mlx_codegen.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def source_from_text(text: str, bundled: str) -> dict[str, Any]:
         return {"name": bundled, "bundled": bundled}
     if text.startswith("hub:"):
         return {"name": _source_name(text.rpartition("/")[2].removeprefix("hub:")), "hub": text.removeprefix("hub:")}
-    if not Path(text).expanduser().exists():
-        raise UserError(f"no file or folder {text}; give one that exists, hub:OWNER/NAME, or bundled")
+    if not text or not expanded(text).exists():
+        raise UserError(f"no file or folder {text or 'without a name'}; give one that exists, hub:OWNER/NAME, or bundled")
     return {"name": _source_name(Path(text).stem or "data"), "path": text}
 
 

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mlx_codegen.config import PhaseConfig, SourceConfig, repository_folder
+from mlx_codegen.config import PhaseConfig, SourceConfig, expanded, repository_folder
 from mlx_codegen.data.encode import TOKEN_DTYPE, DocumentEncoder
 from mlx_codegen.data.sources import Document, Split, read_split_documents, source_files
 from mlx_codegen.data.tasks import WORDS_FILE
@@ -212,7 +212,7 @@ def source_fingerprint(source: SourceConfig) -> dict[str, Any]:
     """What a source's documents depend on: its settings (not its weight), and its files' names, sizes and times."""
     how = {"weight", "cache_bytes"} if source.stream else {"weight", "cache_bytes", "stream", "shard_documents"}
     described: dict[str, Any] = source.model_dump(exclude=how)
-    path = Path(str(source.path)).expanduser() if source.path is not None else None
+    path = expanded(str(source.path)) if source.path is not None else None
     if source.bundled is not None:
         path = repository_folder("data") / source.bundled
     if source.fresh_values:

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from mlx_codegen.config import SourceConfig, repository_folder
+from mlx_codegen.config import SourceConfig, expanded, repository_folder
 from mlx_codegen.data.fresh_values import other_manner, shared_values, with_values_replaced
 from mlx_codegen.data.stories import story_documents
 from mlx_codegen.data.tasks import load_words, task_documents
@@ -92,9 +92,7 @@ def _open(source: SourceConfig, seed: int, skipped: Skipped) -> Iterator[Documen
         count = source.max_documents or BUNDLED_STORIES
         stories = story_documents(repository_folder("data") / "english", count, seed)
         return (Document(text) for text in stories)
-    records = (
-        _hub_records(source) if source.hub is not None else _path_records(Path(str(source.path)).expanduser(), source, skipped)
-    )
+    records = _hub_records(source) if source.hub is not None else _path_records(expanded(str(source.path)), source, skipped)
     if source.fresh_values:
         return _with_versions(records, source, seed)
     return (Document(_text(record, source)) for record in records)
@@ -248,6 +246,8 @@ def _parse_json(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not valid JSON ({error.msg} at column {error.colno})") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise UserError(f"{where}: JSON that cannot be read ({error})") from None
 
 
 def _parquet_rows(file: Path, source: SourceConfig) -> Iterator[dict[str, Any]]:
@@ -260,7 +260,7 @@ def _parquet_rows(file: Path, source: SourceConfig) -> Iterator[dict[str, Any]]:
         columns = [name for name in table.schema_arrow.names if name in wanted]
         for batch in table.iter_batches(batch_size=1024, columns=columns or None):
             yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:  # a damaged page is an OSError
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # a damaged page is an OSError
         raise UserError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
 
 

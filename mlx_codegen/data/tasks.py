@@ -71,6 +71,8 @@ class Words(Strict):
                 # Only types above it: then no type can contain itself
                 if hole[0].isalpha() and hole not in above:
                     raise ValueError(f"type {name} refers to {hole}, which is no type above it")
+                if hole[0].isdigit() and int(hole.split("-")[0]) > int(hole.split("-")[1]):
+                    raise ValueError(f"type {name} has a range that ends before it begins: {hole}")
             above.add(name)
         return types
 
@@ -245,7 +247,21 @@ def _load_split(path: Path) -> dict[str, Part]:
 
 
 def render(task: Task, rng: random.Random) -> Rendering:
-    """Draws a prompt, variants and values, and returns the script that answers exactly that prompt."""
+    """Draws a prompt, variants and values, and returns the script that answers exactly that prompt.
+
+    Raises UserError for a template that cannot be filled in.
+    """
+    try:
+        return _rendered(task, rng)
+    except Exception as error:  # a template calculates, and fails in as many ways as a program
+        raise _not_filled_in(task, error) from None
+
+
+def _not_filled_in(task: Task, error: Exception) -> UserError:
+    return UserError(f"{task.category}/{task.name}.yaml: a template cannot be filled in ({type(error).__name__}: {error})")
+
+
+def _rendered(task: Task, rng: random.Random) -> Rendering:
     prompt = rng.choice(task.prompts)
     values = _fresh_values(task, rng)
     variants = {name: rng.choice(choices) for name, choices in task.file.variants.items()}
@@ -286,7 +302,10 @@ def _part_of_values(values: list[str]) -> Part:
 def render_check(task: Task, rendering: Rendering) -> tuple[str, str]:
     """Returns the setup and the check that belong to a rendering, both bash; empty where the task has none."""
     names: dict[str, Any] = {**rendering.values, **rendering.variants, "given": rendering.given}
-    setup, check = (_text(text).render(names) for text in (task.file.setup, task.file.check))
+    try:
+        setup, check = (_text(text).render(names) for text in (task.file.setup, task.file.check))
+    except Exception as error:
+        raise _not_filled_in(task, error) from None
     return setup, check
 
 

@@ -3,6 +3,7 @@
 import datetime
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,13 @@ def write_report(report: Report, folder: Path) -> str | None:
     return missing
 
 
+def make_folder(folder: Path) -> None:
+    """The folder that a report goes to. Raises UserError where nothing can be written to it, OSError where it cannot be made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write in {folder}; give another folder with --output")
+
+
 def own_folder(model: Path) -> Path:
     """Where a model's report goes that must not overwrite others': `last-report` for last.safetensors, else beside it."""
     return model if model.is_dir() else model.with_name(f"{model.stem}-report")
@@ -64,7 +72,7 @@ def read_report(file: Path) -> StoredReport:
     """Reads a report.json. Raises UserError for what is none."""
     try:
         return report_from(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise UserError(f"{file}: no report of mlx-codegen evaluate, or a damaged one; make it anew") from None
 
 
@@ -99,5 +107,5 @@ def _is_of(file: Path, checkpoint: Path) -> bool:
 def _figure(values: dict[str, Any]) -> Figure:
     value, low, high = (math.nan if values[name] is None else float(values[name]) for name in ("value", "low", "high"))
     prompts = {name: (float(total), int(number)) for name, (total, number) in values.get("prompts", {}).items()}
-    target = values.get("target")
+    target = None if values.get("target") is None else float(values["target"])
     return Figure(value, low, high, int(values["samples"]), str(values["unit"]), target, prompts)

@@ -101,8 +101,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 def _refuse_occupied(folder: Path) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; export to a new folder, or remove this one")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; export to a new folder")
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"{folder} is a {'link' if folder.is_symlink() else 'file'}; export to a new folder")
 
 
 def _config_json(checkpoint: Checkpoint, dtype: Dtype) -> dict[str, Any]:
@@ -220,7 +220,10 @@ def _without_private_paths(config: RunConfig) -> RunConfig:
 def _earlier_progress(checkpoint: Checkpoint, path: Path) -> list[dict[str, Any]]:
     """Of the phase that came before: in an exported folder's facts, or beside the checkpoint in its run folder."""
     if path.is_dir():
-        return list(read_facts(path)["earlier_progress"])
+        earlier_facts = read_facts(path).get("earlier_progress")
+        if not isinstance(earlier_facts, list):
+            raise UserError(f"{path / FACTS_FILE}: has no earlier_progress; use the mlx_codegen that wrote it")
+        return earlier_facts
     language = path.parent.parent / "language" / "best.safetensors"
     if checkpoint.progress.phase != "code" or not language.is_file():
         return []

@@ -62,6 +62,9 @@ def load_folder(folder: Path) -> Checkpoint:
     for name, value in hugging_face_config(model_config).items():
         if name != "torch_dtype" and config.get(name) != value:
             raise UserError(f"{folder}: config.json says {name} {config.get(name)}, the model has {value}; export it again")
+    for name in checksums:
+        if Path(name).name != name:
+            raise UserError(f"{folder / FACTS_FILE}: names weights outside of the folder ({name}); export the model again")
     tokenizer = _tokenizer(folder, tokenizer_hash, model_config)
     weights = _weights(folder, model_config, config.get("quantization"), checksums)
     return Checkpoint(run_config, model_config, tokenizer, weights, progress, trainer={})
@@ -94,7 +97,7 @@ def _read_json(file: Path) -> dict[str, Any]:
         raise UserError(f"{file.parent} has no {file.name}; copy the whole folder, or export the model again") from None
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
-    except ValueError:  # UnicodeDecodeError and JSONDecodeError are such
+    except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise UserError(f"{file}: truncated or not JSON; copy it again") from None
     if not isinstance(value, dict):
         raise UserError(f"{file}: holds no settings; copy it again")

@@ -109,7 +109,7 @@ class History:
             elif kind == "evaluation":
                 evaluation = _metrics(values, EvaluationMetrics)
                 self._phase(evaluation.phase).add_evaluation(evaluation)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             self.broken_lines += 1
 
     def _phase(self, name: str) -> PhaseHistory:

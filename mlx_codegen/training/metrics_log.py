@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mlx_codegen.errors import UserError
 from mlx_codegen.observer import EvaluationMetrics, Observer, PhaseStart, StepMetrics
 
 
@@ -46,14 +47,16 @@ def _stays(line: str, start: PhaseStart) -> bool:
     try:
         values = json.loads(line)
         phase, step = values["phase"], int(values["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
     # An evaluation at the first step is repeated only when the phase starts from nothing.
     return phase != start.phase or 0 < start.first_step >= step
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside, flush, rename."""
+    """Write beside, flush, rename. Raises UserError for a device, which would be gone after that."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: that is a device or a pipe; name a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:

@@ -179,7 +179,7 @@ def release_status(path: Path) -> ReleaseStatus:
         model = _model_name(facts["model"])
     except UserError as error:
         notes.append(str(error))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         notes.append(f"{path / FACTS_FILE}: written by another version of mlx_codegen ({error}); use that one")
     return ReleaseStatus(
         name=path.resolve().name,
@@ -291,7 +291,7 @@ def _evaluation(folders: list[Path], notes: list[str]) -> EvaluationStatus | Non
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
         return EvaluationStatus(file, str(report["time"]), _key_figures(report["parts"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         notes.append(f"{file}: no report of mlx-codegen evaluate ({error})")
         return None
 
