@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo     train a small model on English and bash (about four minutes on two cores) and use it"
+	@echo "make demo     answers of the trained model in weights/; then, if you like, train a small one (four minutes on two cores)"
 	@echo "make test     run all tests"
 	@echo "make test-faults   kill trainings, fill disks, damage files, and see what is lost (under ten minutes)"
 	@echo "make lint     check style and types          make format   put the style right"

@@ -78,3 +78,22 @@ def test_demo_shows_the_releases_answers_and_offers_training(
     assert "weights/tiny" in shown and "# List files" in shown
     assert "mlx-codegen demo --train" in shown
     assert not Path("runs").exists()
+
+
+SHIPPED = sorted(path.parent for path in (Path(__file__).parents[1] / "weights").glob("*/config.json"))
+LARGEST_MB = {"tiny": 30, "nano": 3}
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+def test_what_ships_opens_answers_and_is_small(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Checksums hold, the card is complete, no file is too large for git, and a request gets an answer."""
+    files = list(folder.glob("*.safetensors"))
+    assert max(file.stat().st_size for file in files) < 16e6
+    assert sum(file.stat().st_size for file in files) < LARGEST_MB.get(folder.name, 60) * 1e6
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for words in ("CDLA-Sharing-1.0", "CC BY 4.0", "valid bash", "Known faults"):
+        assert words in card
+    assert "Write here" not in card
+    request = ["generate", "List all files in /tmp", "--model", str(folder), "--temperature", "0", "--max-tokens", "40"]
+    assert command_line(request) == 0
+    assert len(capsys.readouterr().out.split()) > 3
