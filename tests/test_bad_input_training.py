@@ -64,7 +64,7 @@ def test_truncated_checkpoint(trained_copy: RunFolder, refused: Refuse) -> None:
     """Half a file, as a full disk or a broken download leaves it."""
     best = trained_copy.checkpoint("code", "best")
     best.write_bytes(best.read_bytes()[: best.stat().st_size // 2])
-    assert "code/best.safetensors: truncated" in refused("generate", "x")
+    assert "code/best.safetensors: truncated" in refused("generate", "x", "--model", str(trained_copy.path))
 
 
 def test_altered_checkpoint(trained_copy: RunFolder, refused: Refuse) -> None:
@@ -73,7 +73,7 @@ def test_altered_checkpoint(trained_copy: RunFolder, refused: Refuse) -> None:
     content = bytearray(best.read_bytes())
     content[-5] ^= 1
     best.write_bytes(content)
-    assert "code/best.safetensors: damaged or edited" in refused("generate", "x")
+    assert "code/best.safetensors: damaged or edited" in refused("generate", "x", "--model", str(trained_copy.path))
 
 
 def test_foreign_checkpoint(tmp_path: Path, refused: Refuse) -> None:
@@ -85,13 +85,14 @@ def test_foreign_checkpoint(tmp_path: Path, refused: Refuse) -> None:
 
 def test_prompts_that_cannot_be_answered(trained_copy: RunFolder, refused: Refuse) -> None:
     """Empty, blank, too long for the context, missing, given twice, not Unicode."""
+    model = ("--model", str(trained_copy.path))
     for empty in ("", "   ", r"\n"):
-        assert "the prompt is empty; say what you want" in refused("generate", empty)
-    message = refused("generate", "a very long request " * 30)
+        assert "the prompt is empty; say what you want" in refused("generate", empty, *model)
+    message = refused("generate", "a very long request " * 30, *model)
     assert "tokens, the model reads at most 30; shorten it" in message
     assert "give one prompt, for example" in refused("generate")
     assert "give one prompt, for example" in refused("generate", "x", "--prompt", "y")
-    assert "not valid Unicode" in refused("generate", "caf\udce9")
+    assert "not valid Unicode" in refused("generate", "caf\udce9", *model)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-PROMPTS = ("Create a backup script", "Check disk space and warn when it is low", "Delete log files older than 14 days")
-COMMANDS = ("Find all .txt files larger than 10M", "Count the lines in data.csv")
+PROMPTS = ("Check disk space and warn when it is low", "Compress log files older than 14 days", "Create a backup script")
+COMMANDS = ("Find all empty files in /tmp", "Find all .txt files larger than 10M")
 
 
 def demo(
