@@ -107,7 +107,9 @@ def _run_one(benchmark: str, bench: Bench) -> None:
     draw(report.tables, console)
     console.print(machine_line(bench.facts), style="dim", highlight=False)
     before = newest_result(chosen.results, benchmark, bench.facts)
-    values = result_values(benchmark, bench.facts, report.figures, options=plain(chosen), **report.details)
+    # Where results lie on somebody's disk is nobody else's business
+    chosen_here = {name: value for name, value in plain(chosen).items() if name != "results"}
+    values = result_values(benchmark, bench.facts, report.figures, options=chosen_here, **report.details)
     if before is not None:
         for line in slower_than_before(differences(read_result(before), values)):
             console.print(f"slower than in {before.name}: {line}", style="yellow", highlight=False, soft_wrap=True)

@@ -5,6 +5,7 @@ Real processes on this machine, started as `mlx.launch` starts them or by it.
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -84,7 +85,8 @@ class Ranks:
         done = []
         for process in self.processes:
             output, errors = process.communicate(timeout=100)
-            done.append((process.returncode, output, "".join(x for x in errors.splitlines(True) if not x.startswith("[ring]"))))
+            # MLX writes a line in several pieces: ours may stand in the middle of one
+            done.append((process.returncode, output, re.sub(r"\[ring\][^\n]*?(?=error: |\n)\n?", "", errors)))
         return done
 
 
