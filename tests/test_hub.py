@@ -28,7 +28,7 @@ from mlx_codegen.errors import UserError
 from mlx_codegen.generation.prompts import prompt_text
 from mlx_codegen.hub import export as export_module
 from mlx_codegen.hub.export import export_model, whole_folder
-from mlx_codegen.hub.folder import load_folder, open_checkpoint, read_facts
+from mlx_codegen.hub.folder import load_folder, open_checkpoint, read_facts, sha256
 from mlx_codegen.hub.layouts import hugging_face_weights, our_weights
 from mlx_codegen.hub.tokenizer_json import CHAT_TEMPLATE, hugging_face_tokenizer
 from mlx_codegen.model import Transformer
@@ -387,6 +387,14 @@ def without_an_array(folder: Path) -> None:
     mx.save_safetensors(str(folder / "model.safetensors"), arrays)
 
 
+def not_a_number(folder: Path) -> None:
+    """As a training run of another tool may end: the checksum is right, the weights are worthless."""
+    file = folder / "model.safetensors"
+    arrays = mx.load(str(file))
+    mx.save_safetensors(str(file), arrays | {"wte.weight": mx.full(arrays["wte.weight"].shape, mx.nan)})
+    edit_json(folder / "mlx_codegen.json", lambda facts: facts["checksums"].update({file.name: sha256(file)}))
+
+
 def other_tokenizer(folder: Path) -> None:
     shutil.copy(folder.parent / "other.model", folder / "tokenizer.model")
 
@@ -399,6 +407,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "one bit": (lambda f: flip_a_bit(f / "model.safetensors"), "model.safetensors: damaged or edited"),
     "shape": (other_shape, "wte.weight has shape (448, 32), the model needs (448, 64)"),
     "array": (without_an_array, "no array h.1.mlp.c_fc.weight"),
+    "not a number": (not_a_number, "token_embedding.weight holds NaN or infinity"),
     "tokenizer": (other_tokenizer, "tokenizer.model does not belong to the model"),
     "half a tokenizer": (lambda f: halve(f / "tokenizer.model"), "tokenizer.model: not a SentencePiece model, or damaged"),
     "no tokenizer": (lambda f: (f / "tokenizer.model").unlink(), "no tokenizer at"),

@@ -30,13 +30,15 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 def open_checkpoint(path: Path) -> Checkpoint:
     """A trained model from one of our files, or from a folder that `mlx-codegen export` wrote (weights in float32).
 
-    Raises UserError for what is missing, damaged, foreign or a pickle.
+    Raises UserError for what is missing, damaged, foreign, a pickle, or not made of finite numbers.
     """
-    if path.is_dir():
-        return load_folder(path)
-    if path.suffix in PICKLES:
+    if path.suffix in PICKLES and not path.is_dir():
         raise UserError(_no_pickle(path))
-    return load_checkpoint(path)
+    checkpoint = load_folder(path) if path.is_dir() else load_checkpoint(path)
+    broken = [name for name, value in checkpoint.weights.items() if not mx.isfinite(value).all().item()]
+    if broken:
+        raise UserError(f"{path}: {broken[0]} holds NaN or infinity, so nothing it writes would mean anything; use another model")
+    return checkpoint
 
 
 def is_model_folder(path: Path) -> bool:
