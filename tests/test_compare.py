@@ -53,6 +53,19 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["report.json", "report.md", "report.png"]
 
 
+def test_a_report_from_before_top_k_was_a_setting_compares(tmp_path: Path) -> None:
+    """What it drew from is known: nothing else was possible then. Other settings are told."""
+    now, wider = stored(tmp_path / "now"), stored(tmp_path / "wider", top_k=0, top_p=1.0)
+    values = json.loads((tmp_path / "now" / "report.json").read_text())
+    del values["settings"]["top_k"], values["settings"]["top_p"]
+    (tmp_path / "old.json").write_text(json.dumps(values))
+    assert compare(["now", "old"], [now, read_report(tmp_path / "old.json")]).notes == []
+    assert [note.split(":")[0] for note in compare(["now", "wider"], [now, wider]).notes] == [
+        "measured with another top k",
+        "measured with another top p",
+    ]
+
+
 def test_equal_reports_have_not_moved(tmp_path: Path) -> None:
     same = stored(tmp_path)
     comparison = compare(["a", "b"], [same, same])

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -215,6 +216,18 @@ def test_accepted_answers_are_counted_with_their_cost(trained_run: TrainedRun) -
     accepted = figures["tokens written for an accepted text"]
     assert accepted.samples == round(3 * figures["prompts that get valid bash"].value)
     assert accepted.samples == 0 or accepted.value > 8
+
+
+def test_texts_are_drawn_as_the_settings_say(trained_run: TrainedRun) -> None:
+    """From one token at a time there is nothing to draw: the text at temperature 0."""
+    engine = mlx_codegen.load(trained_run.folder.path)
+
+    def texts(**settings: Any) -> list[str]:
+        context = Context(engine, [], Settings(samples=1, max_tokens=12, **settings))
+        context.renderings = RENDERINGS[:3]
+        return [sample.script for sample in context.samples]
+
+    assert texts(top_k=1) == texts(temperature=0.0) != texts(top_k=0, top_p=1.0, temperature=3.0)
 
 
 def test_setup_and_check_of_a_test_prompt_render() -> None:

@@ -19,6 +19,8 @@ def evaluate(
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Texts for each test prompt.")] = 4,
     temperature: Annotated[float, typer.Option(help="How varied the texts are.")] = 0.8,
+    top_k: Annotated[int, typer.Option("--top-k", help="Draw from the k likeliest tokens; 0 from all.")] = 50,
+    top_p: Annotated[float, typer.Option("--top-p", help="Draw from the likeliest tokens with this share of probability.")] = 0.9,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer in tokens.")] = 300,
     seed: Annotated[int, typer.Option(help="Same seed, same texts, same figures.")] = 0,
     seen: Annotated[int, typer.Option(min=0, help="Test prompts of each task that was trained on.")] = 1,
@@ -48,10 +50,11 @@ def evaluate(
 
     parts = tuple(only) if only else USUAL_PARTS
     check_parts(parts)
-    check_sampling({"temperature": temperature, "max_tokens": max_tokens, "seed": seed})
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
+    check_sampling(sampling)
     files = tuple(map(str, pairs or ()))
     file_sources(files)
-    settings = Settings(parts, samples, temperature, max_tokens, seed, seen, unseen, jobs, files)
+    settings = Settings(parts, samples, seen=seen, unseen=unseen, jobs=jobs, pairs=files, **sampling)  # type: ignore[arg-type]
     checkpoint = find_checkpoint(model)
     folder = output or (model if model.is_dir() else model.parent)
     engine = load(checkpoint)

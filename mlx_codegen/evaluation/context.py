@@ -21,6 +21,8 @@ class Settings:
     samples: int = 4
     """Texts for each prompt."""
     temperature: float = 0.8
+    top_k: int = 50
+    top_p: float = 0.9
     max_tokens: int = 300
     seed: int = 0
     seen: int = 1
@@ -45,7 +47,8 @@ class Context:
     @property
     def sampling(self) -> dict[str, Any]:
         """Options of `Engine.complete`."""
-        return {"temperature": self.settings.temperature, "max_tokens": self.settings.max_tokens}
+        settings = self.settings
+        return {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p", "max_tokens")}
 
     @cached_property
     def renderings(self) -> list[Rendering]:

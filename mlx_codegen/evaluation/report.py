@@ -73,7 +73,8 @@ def as_json(report: Report) -> str:
 def as_markdown(report: Report) -> str:
     """Tables for a README or a model card."""
     name, settings = Path(*Path(report.model).parts[-3:]), report.settings
-    lines = [f"Model: `{name}`, temperature {settings.temperature:g}, seed {settings.seed}", ""]
+    drawn = f"temperature {settings.temperature:g}, top-k {settings.top_k}, top-p {settings.top_p:g}, seed {settings.seed}"
+    lines = [f"Model: `{name}`, {drawn}", ""]
     for part in report.parts:
         lines += [
             f"**{part.title}**",

@@ -88,7 +88,8 @@ def report_from(values: dict[str, Any]) -> StoredReport:
         figures = {name: _figure(figure) for name, figure in part["figures"].items()}
         parts.append(PartResult(part["name"], part["title"], figures, list(part["notes"])))
     model, time = str(values["model"]), str(values.get("time", ""))
-    return StoredReport(model, dict(values["settings"]), parts, str(values.get("tokenizer", "")), _trained_since(model, time))
+    settings = {"top_k": 50, "top_p": 0.9} | values["settings"]  # older reports do not say: they knew no other
+    return StoredReport(model, settings, parts, str(values.get("tokenizer", "")), _trained_since(model, time))
 
 
 def _trained_since(model: str, time: str) -> bool:
