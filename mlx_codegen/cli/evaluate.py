@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -50,11 +50,17 @@ def evaluate(
 
     parts = tuple(only) if only else USUAL_PARTS
     check_parts(parts)
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
+    sampling: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "max_tokens": max_tokens,
+        "seed": seed,
+    }
     check_sampling(sampling)
     files = tuple(map(str, pairs or ()))
     file_sources(files)
-    settings = Settings(parts, samples, seen=seen, unseen=unseen, jobs=jobs, pairs=files, **sampling)  # type: ignore[arg-type]
+    settings = Settings(parts, samples, seen=seen, unseen=unseen, jobs=jobs, pairs=files, **sampling)
     checkpoint = find_checkpoint(model)
     folder = output or (model if model.is_dir() else model.parent)
     engine = load(checkpoint)
