@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-PROMPTS = ("Check disk space and warn when it is low", "Compress log files older than 14 days", "Create a backup script")
+PROMPTS = ("Create a backup script", "Compress log files older than 14 days", "Create a new user")
 COMMANDS = ("Find all empty files in /tmp", "Find all .txt files larger than 10M")
 
 
