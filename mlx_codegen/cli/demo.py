@@ -66,7 +66,7 @@ def show_answers(model: Path, console: "Console") -> None:
     for command, prompts in ((False, PROMPTS), (True, COMMANDS)):
         for prompt in prompts:
             console.rule(prompt)
-            show_live(engine.stream(prompt, command=command, temperature=0.5, seed=1), "temperature 0.5 · seed 1")
+            show_live(engine.stream(prompt, command=command, temperature=0.3, seed=1), "temperature 0.3 · seed 1")
 
 
 def _asks_for_training(console: "Console") -> bool:
