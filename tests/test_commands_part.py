@@ -1,6 +1,8 @@
 """One-line commands are read as the shell reads them, compared with held-out pairs, and nothing flatters."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from mlx_codegen.evaluation.commands import bleu, copied_values, is_exact, liken
 from mlx_codegen.evaluation.context import Context, Settings
 from mlx_codegen.evaluation.pairs import PAIRS, one_line_pair, pair_sets
 from mlx_codegen.evaluation.samples import Sample
-from mlx_codegen.evaluation.shell_parse import utilities_and_flags
+from mlx_codegen.evaluation.shell_parse import Utility, utilities_and_flags
 from mlx_codegen.generation.engine import Completion
 
 DATA = Path(__file__).parents[1] / "data" / "bash"
@@ -88,6 +90,20 @@ def test_any_text_can_be_read(text: str) -> None:
     """A model writes anything, lone surrogates aside."""
     found = utilities_and_flags(text)
     assert found is None or all(utility.name for utility in found)
+
+
+def test_characters_beyond_ascii_do_not_kill() -> None:
+    """The grammar's scanner reads beyond a table's end for them, which is fatal or not by where the process lies in memory."""
+    read = "from mlx_codegen.evaluation.shell_parse import utilities_and_flags as read\n"
+    read += "for code in range(0x80, 0x110000, 997): read('echo {' + chr(code)), read('{1' + chr(code))"
+    for _ in range(6):
+        subprocess.run([sys.executable, "-c", read], check=True)
+
+
+def test_words_beyond_ascii_are_words() -> None:
+    """They neither split a word nor begin an assignment."""
+    found = utilities_and_flags("écho=1 -l 'naïve file' | grep -é ü")
+    assert found == [Utility(".cho=1", frozenset({"-l"})), Utility("grep", frozenset({"-."}))]
 
 
 @pytest.mark.parametrize("text", ["sudo " * 2000 + "ls", "$(" * 1500 + "ls" + ")" * 1500, "ls" + " && ls" * 3000])

@@ -148,6 +148,18 @@ def test_training_starts_from_an_exported_folder(quantize: int | None, trained_r
     assert all(mx.allclose(start[name], after[name], atol=1e-6).item() for name in start)
 
 
+def test_training_starts_from_a_run_folder(trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--init-from runs/tiny` takes what `generate --model runs/tiny` would."""
+    monkeypatch.chdir(tmp_path)
+    config = tiny_config("phases.code.steps=1", "phases.code.learning_rate=1e-9", "phases.language=null")
+    Path("tiny.yaml").write_text(json.dumps(config.model_dump(mode="json", exclude_none=True)))
+    arguments = ["train", "tiny.yaml", "--name", "new", "--phase", "code", "--init-from", str(trained_run.folder.path)]
+    assert command_line(arguments) == 0
+    start = load_checkpoint(trained_run.folder.checkpoint("code", "best")).weights
+    after = load_checkpoint(Path("runs/new/code/last.safetensors")).weights
+    assert all(mx.allclose(start[name], after[name], atol=1e-6).item() for name in start)
+
+
 def test_every_command_takes_a_folder(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Generate, inspect and the tokenizer's commands, with the folder or with the file of weights in it."""
     expected = greedy(exported)

@@ -37,7 +37,8 @@ def train(
     phase: Annotated[Phase | None, typer.Option(help="Only this phase. Default: all that the config has.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run where it stopped.")] = False,
     init_from: Annotated[
-        Path | None, typer.Option(metavar="CHECKPOINT", help="Start from the weights of this checkpoint or exported folder.")
+        Path | None,
+        typer.Option(metavar="CHECKPOINT", help="Start from the weights of this run folder, checkpoint or exported folder."),
     ] = None,
     name: NameOption = None,
     overrides: SetOption = None,
@@ -58,9 +59,12 @@ def train(
 
     Example: mlx-codegen train configs/tiny.yaml --language-data hub:roneneldan/TinyStories
     """
+    from mlx_codegen.generation.engine import find_checkpoint
     from mlx_codegen.training.run_folder import saved_config
 
     folder = run_folder(name, config)
+    if init_from is not None and init_from.is_dir():
+        init_from = find_checkpoint(init_from)
     if resume:
         settings = saved_config(folder, overrides or ())
         if language_data or code_data:

@@ -59,6 +59,8 @@ SUBCOMMANDS = _set(
 )
 """What these do is said by the first word behind them, which counts as a flag: `git push` is not `git pull`."""
 
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
+
 
 @dataclass(frozen=True)
 class Utility:
@@ -85,9 +87,11 @@ def why_unavailable() -> str | None:
 def utilities_and_flags(command: str) -> list[Utility] | None:
     """Returns the utilities in the order in which they stand, each before those inside its substitutions.
 
-    None if it does not parse. Short flags come one by one, long ones without their value, numbers (`-5`) as `-#`.
+    None if it does not parse. Short flags come one by one, long ones without their value, numbers (`-5`) as `-#`. A character
+    that is not ASCII counts as a dot: the grammar's scanner looks it up in a table of 256 (`isalnum`) and reads beyond its
+    end, which kills the process (tree-sitter-bash 0.25). To bash, too, it is a part of a word and never of a name.
     """
-    root = _parser().parse(command.encode("utf-8", "replace")).root_node
+    root = _parser().parse(_NOT_ASCII.sub(".", command).encode()).root_node
     try:
         return None if root.has_error else list(_walk(root))
     except RecursionError:  # sudo sudo sudo ..., five hundred times
