@@ -6,6 +6,7 @@ and a wrong value names the file, the key and what is allowed. The texts under t
 """
 
 import difflib
+import re
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ PhaseName = Literal["language", "code"]
 PHASES: tuple[PhaseName, ...] = ("language", "code")
 
 
-class YamlLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+class _YamlLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """PyYAML's loader, in C where its build has it (ten times as fast), but a key that comes twice is an error.
 
     PyYAML itself takes the last of two and says nothing; half a task or a phase would be lost.
@@ -35,6 +36,22 @@ class YamlLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} comes twice", key.start_mark)
             keys.add(key.value if isinstance(key, yaml.ScalarNode) else key)
         return super().construct_mapping(node, deep)
+
+
+def load_yaml(text: str) -> Any:
+    """The value that a YAML text holds. Raises yaml.YAMLError or ValueError for a bad one, RecursionError for one nested more
+    than 500 levels deep: the C loader recurses for every level, and a hundred thousand of them would end the process."""
+    if _bracket_depth(text) > 500 or re.search(r"^(?: {500}|(?:[-?:]\s+){500})", text, re.MULTILINE):
+        raise RecursionError("nested too deeply")
+    return yaml.load(text, _YamlLoader)
+
+
+def _bracket_depth(text: str) -> int:
+    depth = deepest = 0
+    for bracket in re.findall(r"[][{}]", text):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 class Settings(BaseModel):
@@ -325,7 +342,7 @@ def build_run_config(values: dict[str, Any], overrides: Iterable[str] = (), orig
 def read_yaml(file: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError for a missing, unreadable or malformed one."""
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), YamlLoader)
+        values = load_yaml(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"no file {file}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -353,7 +370,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not separator or not all(parts):
         raise UserError(f"--set {override}: write it as key.path=value, for example phases.code.learning_rate=5e-5")
     try:
-        value = yaml.load(text, YamlLoader)
+        value = load_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"--set {override}: the value is not valid YAML; put it in quotes") from None
     target: Any = values

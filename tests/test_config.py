@@ -360,6 +360,9 @@ def test_no_override_ends_in_a_traceback(override: str) -> None:
         (b"seed: 2001-99-99\n", "a value that cannot be read (month must be in 1..12)"),
         (b"seed: " + b"9" * 5000, "a value that cannot be read"),
         (b"seed: !!int many\n", "a value that cannot be read"),
+        (b"model: " + b"[" * 100_000, "nested too deeply"),
+        (b"model:\n" + b"- " * 100_000, "nested too deeply"),
+        (b"\n".join(b" " * level + b"a:" for level in range(1000)), "nested too deeply"),
         (b"seed: 1\nprecision: auto\nseed: 2\n", "line 3: not valid YAML (the key seed comes twice)"),
     ],
 )

@@ -6,7 +6,7 @@ from typing import TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mlx_codegen.config import YamlLoader
+from mlx_codegen.config import load_yaml
 from mlx_codegen.errors import UserError
 
 
@@ -22,7 +22,7 @@ Model = TypeVar("Model", bound=BaseModel)
 def read_yaml(path: Path, model: type[Model]) -> Model:
     """Reads a YAML file into a checked model; UserError names the file and the key in one line."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), YamlLoader)
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no such date or number
