@@ -38,6 +38,10 @@ class Progress:
     data_position: dict[str, Any] = field(default_factory=dict)
     data_fingerprint: str = ""
     validation: dict[str, float] = field(default_factory=dict)
+    sources: list[str] = field(default_factory=list)
+    """What it reads, in words."""
+    earlier: list[dict[str, Any]] = field(default_factory=list)
+    """The progress of the phases and runs that its first weights came from, oldest first."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for what a file that was edited by hand may hold."""
@@ -46,6 +50,12 @@ class Progress:
         for name in ("step", "total_steps", "tokens_seen", "train_seconds"):
             if not isinstance(getattr(self, name), int | float):
                 raise ValueError(f"{name} {getattr(self, name)!r}")
+
+    def history(self) -> list[dict[str, Any]]:
+        """All that the weights went through, oldest first and this phase last, as plain values."""
+        values = asdict(self)
+        earlier: list[dict[str, Any]] = values.pop("earlier")
+        return [*earlier, values]
 
 
 @dataclass

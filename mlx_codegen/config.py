@@ -180,6 +180,16 @@ class SourceConfig(Settings):
             raise ValueError(f"source '{self.name}' streams: fresh_values and max_documents are for sources that are prepared")
         return self
 
+    @property
+    def description(self) -> str:
+        """What it is, in words: `tldr (local files, 0.8 passes an epoch)`."""
+        if self.bundled is not None:
+            origin = f"{self.bundled} bundled with mlx_codegen"
+        else:
+            origin = f"hub data set {self.hub}" if self.hub is not None else "local files"
+        passes = "" if self.weight == 1 else f", {self.weight:g} passes an epoch"
+        return f"{self.name} ({origin}{passes})"
+
 
 class PhaseConfig(Settings):
     """One training phase: what it reads, how long, how fast it learns."""

@@ -198,6 +198,23 @@ def test_the_card_tells_the_checkpoints_facts(trained_run: TrainedRun, tmp_path:
     assert "8 bits in groups of 32" in card
 
 
+def test_the_card_tells_all_that_the_weights_went_through(trained_run: TrainedRun, tmp_path: Path) -> None:
+    """Two phases of one run, and a second run from its weights (a checkpoint, or an exported folder): a row each, with its data."""
+    change = ("phases.code.steps=1", "phases.code.sources.0.weight=0.5", "phases.language=null")
+    first, starts = trained_run.folder, []
+    export_model(first.checkpoint("code", "best"), tmp_path / "first")
+    for name, start in (("a", first.checkpoint("code", "best")), ("b", tmp_path / "first")):
+        folder = RunFolder(tmp_path / name)
+        train_run(folder, tiny_config(*change), ["code"], Recorder(), init_from=start)
+        export_model(folder.checkpoint("code", "last"), tmp_path / f"{name}-1")
+        export_model(tmp_path / f"{name}-1", tmp_path / f"{name}-2")
+        starts += [(tmp_path / f"{name}-{again}" / "README.md").read_text() for again in (1, 2)]
+    for card in starts:
+        rows = [line for line in card.splitlines() if line.startswith(("| language |", "| code |"))]
+        assert [row.split("|")[1].strip() for row in rows] == ["language", "code", "code"]
+        assert "| 1 |" in rows[2] and "0.5 passes" in rows[2] and "0.5 passes" not in rows[1]
+
+
 def test_paths_on_the_trainers_disk_stay_private(trained_run: TrainedRun, tmp_path: Path) -> None:
     """A folder made to be published does not say where its author keeps files."""
     checkpoint = load_checkpoint(trained_run.folder.checkpoint("code", "best"))

@@ -156,6 +156,7 @@ def state_on_disk(file: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     checkpoint = load_checkpoint(file)
     arrays = mx.load(str(file))
     progress = dataclasses.asdict(checkpoint.progress) | {"train_seconds": 0.0}
+    progress["earlier"] = [each | {"train_seconds": 0.0} for each in progress["earlier"]]
     return {name: memoryview(value).tobytes() for name, value in arrays.items()}, progress
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mlx_codegen.config import RunConfig, SourceConfig
+from mlx_codegen.config import RunConfig
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -17,17 +17,8 @@ def model_card(name: str, run: RunConfig, **facts: Any) -> str:
     sources = {}
     for phase in run.phase_names():
         settings = run.phase(phase)
-        sources[phase] = [_described(source) for source in settings.sources] if settings is not None else []
+        sources[phase] = [source.description for source in settings.sources] if settings is not None else []
     return environment.get_template("model_card.md").render(name=name, run=run, sources=sources, **facts)
-
-
-def _described(source: SourceConfig) -> str:
-    if source.bundled is not None:
-        origin = f"{source.bundled} bundled with mlx_codegen"
-    else:
-        origin = f"hub data set {source.hub}" if source.hub is not None else "local files"
-    passes = "" if source.weight == 1 else f", {source.weight:g} passes an epoch"
-    return f"{source.name} ({origin}{passes})"
 
 
 def _duration(seconds: float) -> str:

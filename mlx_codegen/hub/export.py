@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -199,7 +199,7 @@ def _facts(checkpoint: Checkpoint, path: Path, dtype: Dtype, quantization: dict[
         "version": __version__,
         "model": checkpoint.model_config.model_dump(mode="json"),
         "run": _without_private_paths(checkpoint.config).model_dump(mode="json", exclude_none=True),
-        "progress": asdict(checkpoint.progress),
+        "progress": checkpoint.progress.history()[-1],
         "earlier_progress": _earlier_progress(checkpoint, path),
         "tokenizer_hash": checkpoint.tokenizer.hash,
         "dtype": dtype,
@@ -218,17 +218,19 @@ def _without_private_paths(config: RunConfig) -> RunConfig:
 
 
 def _earlier_progress(checkpoint: Checkpoint, path: Path) -> list[dict[str, Any]]:
-    """Of the phase that came before: in an exported folder's facts, or beside the checkpoint in its run folder."""
+    """Of all that came before: in an exported folder's facts, or in the checkpoint, or (of version 0.1) beside it in its run."""
     if path.is_dir():
         earlier_facts = read_facts(path).get("earlier_progress")
         if not isinstance(earlier_facts, list):
             raise UserError(f"{path / FACTS_FILE}: has no earlier_progress; use the mlx_codegen that wrote it")
         return earlier_facts
+    if checkpoint.progress.earlier:
+        return checkpoint.progress.earlier
     language = path.parent.parent / "language" / "best.safetensors"
     if checkpoint.progress.phase != "code" or not language.is_file():
         return []
     earlier = load_checkpoint(language)
-    return [asdict(earlier.progress)] if earlier.tokenizer.hash == checkpoint.tokenizer.hash else []
+    return earlier.progress.history() if earlier.tokenizer.hash == checkpoint.tokenizer.hash else []
 
 
 def _card(name: str, checkpoint: Checkpoint, facts: dict[str, Any], parameters: int, weight_bytes: int) -> str:

@@ -56,7 +56,7 @@ def load_folder(folder: Path) -> Checkpoint:
     facts = read_facts(folder)
     try:
         model_config = ModelConfig.model_validate(facts["model"])
-        progress = Progress(**facts["progress"])
+        progress = Progress(**facts["progress"], earlier=list(facts.get("earlier_progress") or []))
         run_config = build_run_config(facts["run"], origin=str(folder / FACTS_FILE))
         checksums, tokenizer_hash = dict(facts["checksums"]), str(facts["tokenizer_hash"])
     except (KeyError, TypeError, ValueError) as error:

@@ -126,7 +126,9 @@ def _train_phase(
         load_weights(model, resumed.weights, str(last))
     else:
         progress = Progress(phase, total_steps=total_steps(config, phase, data.batches), data_fingerprint=data.fingerprint)
-        _start_weights(folder, config, phase, model, tokenizer, start, observer)
+        progress.sources = [source.description for source in settings.sources]
+        before = _start_weights(folder, config, phase, model, tokenizer, start, observer)
+        progress.earlier = before.history() if before is not None else []
     check_token_files(folder.data(phase), read_manifest(folder.data(phase)))
     check_memory(config, phase, observer.on_message)
     # Only now, when nothing can be refused any more, does the folder take the new settings.
@@ -191,13 +193,13 @@ def _start_weights(
     tokenizer: Tokenizer,
     start: Checkpoint | None,
     observer: Observer,
-) -> None:
-    """First weights of a phase: a given checkpoint's, the language phase's best, or random ones."""
+) -> Progress | None:
+    """First weights of a phase: a given checkpoint's, the language phase's best, or random ones. Returns their progress."""
     if start is not None:
         load_weights(model, start.weights, "--init-from")
-        return
+        return start.progress
     if phase == "language" or config.phases.language is None:
-        return
+        return None
     best = folder.checkpoint("language", "best")
     if not best.exists():
         raise UserError(
@@ -211,6 +213,7 @@ def _start_weights(
         observer.on_message(f"{problem}; the phase's newest good checkpoint is used instead")
     load_weights(model, language.weights, str(file))
     observer.on_message(f"starting from {file} (step {language.progress.step:,})")
+    return language.progress
 
 
 def _check_start(language: Checkpoint, file: Path, tokenizer: Tokenizer) -> None:
