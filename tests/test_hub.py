@@ -199,7 +199,7 @@ def test_the_card_tells_the_checkpoints_facts(trained_run: TrainedRun, tmp_path:
 
 
 def test_the_card_tells_all_that_the_weights_went_through(trained_run: TrainedRun, tmp_path: Path) -> None:
-    """Two phases of one run, and a second run from its weights (a checkpoint, or an exported folder): a row each, with its data."""
+    """Two phases of a run, and a run from its weights (by checkpoint or exported folder): a row each, with its data."""
     change = ("phases.code.steps=1", "phases.code.sources.0.weight=0.5", "phases.language=null")
     first, starts = trained_run.folder, []
     export_model(first.checkpoint("code", "best"), tmp_path / "first")
