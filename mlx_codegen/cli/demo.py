@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-PROMPTS = ("Create a backup script", "Compress log files older than 14 days", "Create a new user")
+PROMPTS = ("Create a backup script", "Check disk space and warn when it is low", "Create a new user")
 COMMANDS = ("Find all empty files in /tmp", "Find all .txt files larger than 10M")
 
 
@@ -32,6 +32,7 @@ def demo(
     if release is not None:
         console.print(f"Answers of the trained model in {release}:", soft_wrap=True)
         show_answers(release, console)
+        console.print("As they came, right or wrong: read a script before you run it.", soft_wrap=True)
     if train is None and not again:
         train = release is None or _asks_for_training(console)
     if train or again:
