@@ -98,6 +98,7 @@ def closed_terminal(folder: RunFolder, count: int) -> int:
     if process == 0:
         os.chdir(folder.path.parents[1])
         os.environ.update(PYTHONPATH=str(ROOT), TERM="xterm-256color")
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the tests' own process ignores it, and so would this one
         os.execv(sys.executable, [sys.executable, str(CHILD), "", "train", "tiny.yaml"])
     deadline = time.monotonic() + 120
     while steps_done(folder) < count and time.monotonic() < deadline:
