@@ -36,9 +36,9 @@ GOOD: dict[str, Any] = {
 
 
 def renderings(task: Task, count: int) -> list[Rendering]:
-    """Several renderings of one task, always the same ones."""
+    """Several renderings of one task, always the same ones; a fifth of them in words that training does not ask."""
     rng = random.Random(task.name)
-    return [render(task, rng) for _ in range(count)]
+    return [render(task, rng, unseen_wording=bool(task.unseen_prompts) and number % 5 == 4) for number in range(count)]
 
 
 def contains(text: str, value: str) -> bool:
@@ -71,6 +71,38 @@ def test_corpus_is_as_large_as_the_readme_says() -> None:
 def test_every_task_has_eight_different_prompts(task: Task) -> None:
     """A request is asked for in many ways; a model must not know it by one sentence."""
     assert len(set(task.file.prompts)) == len(task.file.prompts) >= 8
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_every_task_is_asked_in_words_that_training_does_not_know(task: Task) -> None:
+    """People's words are never quite ours: the test part has two wordings of each task for itself."""
+    known = {prompt.casefold() for prompt in task.file.prompts}
+    assert len(set(task.file.unseen_prompts)) == 2 and not known & {prompt.casefold() for prompt in task.file.unseen_prompts}
+
+
+def test_unseen_wordings_are_in_the_test_part_alone(tmp_path: Path) -> None:
+    """Whatever values they name, or none; and no rendering for training draws one."""
+    unseen = ["{{ lead }} show what is in {{ dir }}", "What is in a folder?"]
+    write_corpus(tmp_path, GOOD | {"unseen_prompts": unseen})
+    (task,) = load_tasks(tmp_path)
+    drawn = [render(task, random.Random(seed), unseen_wording=True) for seed in range(60)]
+    assert {r.part for r in drawn} == {"test"} and all(r.unseen_wording for r in drawn)
+    assert {r.prompt.startswith("What is") for r in drawn} == {True, False}
+    for r in drawn:
+        assert ('"${1:-.}"' in r.script) == (r.given == frozenset()) and (r.given == frozenset() or r.values["dir"] in r.script)
+    trained = [r for r in all_renderings([task], 300, seed=0) if r.part != "test"]
+    assert trained and not any(r.unseen_wording or "what is in" in r.prompt.lower() for r in trained)
+
+
+def test_unseen_wordings_are_checked_like_the_others(tmp_path: Path) -> None:
+    """A name that is neither slot nor variant, and a slot without a default that is not named, are one line."""
+    for wording, message in (("List {{ folder }}", "folder is neither a slot"), ("List it", "needs a default")):
+        folder = tmp_path / str(len(wording))
+        folder.mkdir()
+        write_corpus(folder, GOOD | {"prompts": ["List {{ dir }}"], "slots": {"dir": "directory"}, "variants": {},
+                                     "script": '#!/bin/bash\n\nls "{{ dir }}"\n', "unseen_prompts": [wording]})  # fmt: skip
+        with pytest.raises(UserError, match=f"unseen_prompts.0: {message}" if "folder" in wording else message):
+            load_tasks(folder)
 
 
 def test_every_rendering_is_valid_bash() -> None:

@@ -8,7 +8,8 @@
   so that a script never does what nobody asked for. Variants that no prompt mentions are style and vary freely.
 
 The split into train, validation and test is part of the data: `split.yaml` names whole tasks that are held out (unseen
-tasks); of the others, the values that a prompt names decide (seen tasks, unseen values).
+tasks); of the others, the values that a prompt names decide (seen tasks, unseen values), and each may have
+`unseen_prompts`, which only the test part asks (seen tasks, unseen wordings).
 """
 
 import hashlib
@@ -100,6 +101,7 @@ class TaskFile(Strict):
 
     kind: Kind = "script"
     prompts: list[str] = Field(min_length=1)
+    unseen_prompts: list[str] = Field(default_factory=list)
     slots: dict[str, Slot] = Field(default_factory=dict)
     variants: dict[str, list[Variant]] = Field(default_factory=dict)
     script: str
@@ -177,6 +179,11 @@ class Task:
         return [_text(prompt) for prompt in self.file.prompts]
 
     @cached_property
+    def unseen_prompts(self) -> list[Text]:
+        """The wordings that only the test part asks, in the file's order."""
+        return [_text(prompt) for prompt in self.file.unseen_prompts]
+
+    @cached_property
     def script(self) -> Text:
         """The script."""
         return _text(self.file.script)
@@ -184,7 +191,7 @@ class Task:
     @cached_property
     def mentioned(self) -> frozenset[str]:
         """All the names that at least one prompt uses."""
-        return frozenset().union(*(prompt.names for prompt in self.prompts))
+        return frozenset().union(*(prompt.names for prompt in [*self.prompts, *self.unseen_prompts]))
 
 
 @dataclass(frozen=True)
@@ -203,6 +210,8 @@ class Rendering:
     """The slots that the prompt names."""
     part: Part
     """Where it belongs."""
+    unseen_wording: bool = False
+    """Whether the prompt is one of the task's `unseen_prompts`."""
 
     @property
     def document(self) -> str:
@@ -246,13 +255,14 @@ def _load_split(path: Path) -> dict[str, Part]:
     return {**dict.fromkeys(split.validation, "validation"), **dict.fromkeys(split.test, "test")}
 
 
-def render(task: Task, rng: random.Random) -> Rendering:
-    """Draws a prompt, variants and values, and returns the script that answers exactly that prompt.
+def render(task: Task, rng: random.Random, *, unseen_wording: bool = False) -> Rendering:
+    """Draws a prompt (with `unseen_wording` one that training never asks), variants and values, and returns the script
+    that answers exactly that prompt.
 
     Raises UserError for a template that cannot be filled in.
     """
     try:
-        return _rendered(task, rng)
+        return _rendered(task, rng, unseen_wording)
     except Exception as error:  # a template calculates, and fails in as many ways as a program
         raise _not_filled_in(task, error) from None
 
@@ -261,8 +271,8 @@ def _not_filled_in(task: Task, error: Exception) -> UserError:
     return UserError(f"{task.category}/{task.name}.yaml: a template cannot be filled in ({type(error).__name__}: {error})")
 
 
-def _rendered(task: Task, rng: random.Random) -> Rendering:
-    prompt = rng.choice(task.prompts)
+def _rendered(task: Task, rng: random.Random, unseen_wording: bool) -> Rendering:
+    prompt = rng.choice(task.unseen_prompts if unseen_wording else task.prompts)
     values = _fresh_values(task, rng)
     variants = {name: rng.choice(choices) for name, choices in task.file.variants.items()}
     for name in task.mentioned - prompt.names:
@@ -283,7 +293,8 @@ def _rendered(task: Task, rng: random.Random) -> Rendering:
         values=values,
         variants=variants,
         given=given,
-        part=task.held_out or _part_of_values(sorted({values[name] for name in given})),
+        part=task.held_out or ("test" if unseen_wording else _part_of_values(sorted({values[name] for name in given}))),
+        unseen_wording=unseen_wording,
     )
 
 
@@ -349,6 +360,7 @@ def _check(path: Path, task: Task) -> None:
     """Finds what only shows when a task's parts are held against each other."""
     slots, known = task.file.slots, {*task.file.slots, *task.file.variants, *BUILT_IN}
     texts = {f"prompts.{i}": text for i, text in enumerate(task.file.prompts)}
+    texts |= {f"unseen_prompts.{i}": text for i, text in enumerate(task.file.unseen_prompts)}
     texts |= {"script": task.file.script, "setup": task.file.setup, "check": task.file.check}
     used: dict[str, frozenset[str]] = {}
     for key, source in texts.items():
@@ -364,7 +376,7 @@ def _check(path: Path, task: Task) -> None:
             raise UserError(f"{path}: slots.{name}: no type is called {slot.type}; {WORDS_FILE} lists them")
         if name not in anywhere:
             raise UserError(f"{path}: slots.{name}: neither a prompt nor the script uses it")
-        silent = [key for key in texts if key.startswith("prompts.") and name not in used[key]]
+        silent = [key for key in texts if key.startswith(("prompts.", "unseen_prompts.")) and name not in used[key]]
         if slot.default is None and silent:
             raise UserError(f"{path}: slots.{name}: needs a default, because {silent[0]} does not name it")
     for name, choices in task.file.variants.items():

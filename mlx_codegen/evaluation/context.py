@@ -26,7 +26,7 @@ class Settings:
     max_tokens: int = 300
     seed: int = 0
     seen: int = 1
-    """Test prompts of each task that was trained on, with values that were not."""
+    """Test prompts of each task that was trained on: so many with values that were not, so many in words that were not."""
     unseen: int = 3
     """Test prompts of each held-out task."""
     jobs: int = 2

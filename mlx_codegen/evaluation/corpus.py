@@ -75,8 +75,10 @@ def varied_renderings(task: Task, count: int, seed: int) -> list[Rendering]:
     """Returns `count` renderings (fewer if there are no more) that differ in variants and in what the prompt names."""
     rng = random.Random(f"{seed}/{task.name}/verify")
     groups: dict[object, list[Rendering]] = {}
-    for drawn in (render(task, rng) for _ in range(DRAWS * max(1, count // 5))):
-        groups.setdefault((tuple(drawn.variants.items()), drawn.given), []).append(drawn)
+    wordings = [False, True] if task.unseen_prompts else [False]
+    for unseen in wordings * (DRAWS * max(1, count // 5)):
+        drawn = render(task, rng, unseen_wording=unseen)
+        groups.setdefault((tuple(drawn.variants.items()), drawn.given, unseen), []).append(drawn)
     return list(_one_of_each_in_turn(list(groups.values()), count))
 
 

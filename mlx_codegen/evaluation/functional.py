@@ -49,8 +49,12 @@ def _is_of(category: str, sample: Sample) -> bool:
     return sample.rendering.category == category
 
 
+def _has_unseen_values(sample: Sample) -> bool:
+    return not sample.unseen_task and not sample.rendering.unseen_wording
+
+
 def functional_figures(samples: list[Sample], passed: list[bool], per_prompt: int) -> PartResult:
-    """pass@1 and pass@k: seen tasks with unseen values and unseen tasks apart, and by category."""
+    """pass@1 and pass@k: seen tasks with unseen values, seen tasks in unseen wordings and unseen tasks apart, and by category."""
     result = PartResult("function", TITLE)
     by_prompt: dict[tuple[str, str], list[tuple[Sample, bool]]] = defaultdict(list)
     for sample, good in zip(samples, passed, strict=True):
@@ -62,7 +66,9 @@ def functional_figures(samples: list[Sample], passed: list[bool], per_prompt: in
         return mean_of(chances, target=target)
 
     for k in sorted({1, per_prompt}):
-        result.figures[f"pass@{k}, seen tasks, unseen values"] = figure(k, lambda s: not s.unseen_task, 0.7 if k == 1 else None)
+        result.figures[f"pass@{k}, seen tasks, unseen values"] = figure(k, _has_unseen_values, 0.7 if k == 1 else None)
+        if any(sample.rendering.unseen_wording for sample in samples):
+            result.figures[f"pass@{k}, seen tasks, unseen wordings"] = figure(k, lambda s: s.rendering.unseen_wording)
         result.figures[f"pass@{k}, unseen tasks"] = figure(k, lambda s: s.unseen_task)
     for category in sorted({sample.rendering.category for sample in samples}):
         result.figures[f"pass@1, {category}"] = figure(1, partial(_is_of, category))

@@ -30,7 +30,8 @@ class Sample:
 
 
 def held_out_renderings(tasks: list[Task], seen: int, unseen: int, seed: int) -> list[Rendering]:
-    """Returns renderings of the test part, `unseen` of each held-out task and at most `seen` of each other task."""
+    """Returns renderings of the test part: `unseen` of each held-out task; of each other task at most `seen` with unseen
+    values, and at most `seen` in unseen words."""
     chosen: list[Rendering] = []
     for task in tasks:
         if task.held_out == "validation":
@@ -45,7 +46,20 @@ def held_out_renderings(tasks: list[Task], seen: int, unseen: int, seed: int) ->
             if len(found) >= wanted:
                 break
         chosen += list(found.values())[:wanted]
+        if not task.held_out:
+            chosen += _unseen_wordings(task, seen, seed)
     return chosen
+
+
+def _unseen_wordings(task: Task, wanted: int, seed: int) -> list[Rendering]:
+    rng = random.Random(f"{seed}/{task.name}/wording")
+    found: dict[str, Rendering] = {}
+    for _ in range(20 * wanted if task.unseen_prompts else 0):
+        rendering = render(task, rng, unseen_wording=True)
+        found.setdefault(rendering.prompt, rendering)
+        if len(found) >= wanted:
+            break
+    return list(found.values())
 
 
 def draw_samples(
