@@ -124,6 +124,7 @@ def measure_cold(checkpoint: Path, folder: Path, size: str, bench: Bench) -> Col
     """New processes in turns, more of them than rounds: each is short."""
     text, ids = load(checkpoint).encode_prompt(prompts(1)[0])
     ours = [sys.executable, "-m", "mlx_codegen", "generate", prompts(1)[0], "--model", str(checkpoint), "--max-tokens", "8"]
+    ours += ["--best-of", "1"]  # which shows a text as it comes
     peer = [sys.executable, str(Path(__file__).with_name("first_token_peer.py")), str(folder), *map(str, ids)]
     first_characters: list[float] = []
 

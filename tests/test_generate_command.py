@@ -32,7 +32,8 @@ def test_check_tells_by_exit_status(model: list[str], capsys: pytest.CaptureFixt
     """With --check, 1 means that the text on stdout is no valid bash, 0 that it is; the remarks are not on stdout."""
     statuses = set()
     for seed in range(8):
-        status = command_line(["generate", REQUEST, *model, *BAD, "--seed", str(seed), "--max-tokens", "25", "--check"])
+        options = ["--seed", str(seed), "--max-tokens", "25", "--best-of", "1"]
+        status = command_line(["generate", REQUEST, *model, *BAD, *options, "--check"])
         captured = capsys.readouterr()
         assert status == (1 if syntax_error(captured.out) else 0)
         assert ("not valid bash" in captured.err) == (status == 1)
@@ -44,8 +45,38 @@ def test_check_tells_by_exit_status(model: list[str], capsys: pytest.CaptureFixt
 def test_without_check_a_pipe_gets_text_and_status_zero(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is checked that nobody asked for."""
     for seed in range(3):
-        assert command_line(["generate", REQUEST, *model, *BAD, "--seed", str(seed), "--max-tokens", "25"]) == 0
+        options = ["--seed", str(seed), "--max-tokens", "25", "--best-of", "1"]
+        assert command_line(["generate", REQUEST, *model, *BAD, *options]) == 0
         assert capsys.readouterr().err == ""
+
+
+def test_unless_told_otherwise_the_best_of_eight(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """What nobody has to know to ask for: the same text as --best-of 8, and where none parses, the likeliest and a line."""
+    found = set()
+    for seed in range(4):
+        arguments = ["generate", REQUEST, *model, *BAD, "--seed", str(seed), "--max-tokens", "25"]
+        assert command_line(arguments) == 0
+        usual = capsys.readouterr()
+        status = command_line([*arguments, "--best-of", "8"])
+        asked = capsys.readouterr()
+        assert usual.out.startswith("#!/bin/bash\n") and usual.err == asked.err
+        assert usual.out == asked.out if status == 0 else "none of 8 texts is valid bash" in usual.err
+        found.add(status)
+        if status:
+            assert command_line([*arguments, "--check"]) == 1
+            capsys.readouterr()
+    assert 0 in found
+
+
+@pytest.mark.parametrize("option", [["--temperature", "0"], ["--plain"]])
+def test_one_text_where_there_is_nothing_to_choose(
+    option: list[str], trained_run: TrainedRun, model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Equal texts, and text that is no script, are written once and come as the library gives them."""
+    assert command_line(["generate", REQUEST, *model, *option, "--seed", "4", "--max-tokens", "15"]) == 0
+    keywords: dict[str, float] = {"temperature": 0} if option[0] == "--temperature" else {"plain": True}
+    text = mlx_codegen.load(trained_run.folder.path).generate(REQUEST, seed=4, max_tokens=15, **keywords)
+    assert capsys.readouterr().out.removesuffix("\n") == text.removesuffix("\n")
 
 
 @pytest.mark.parametrize("options", [["--valid"], ["--best-of", "6"]])

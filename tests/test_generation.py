@@ -305,7 +305,7 @@ def generate(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_request_and_written_prompt_are_one_thing(trained_run: TrainedRun, capsys: pytest.CaptureFixture[str]) -> None:
     r"""`generate "X"` equals `generate --prompt "#!/bin/bash\n# X"` byte for byte, on the command line and in Python."""
-    common = ["--model", str(trained_run.folder.path), "--seed", "5", "--max-tokens", "30"]
+    common = ["--model", str(trained_run.folder.path), "--seed", "5", "--max-tokens", "30", "--best-of", "1"]
     request = generate(capsys, REQUEST, *common)
     assert generate(capsys, "--prompt", rf"#!/bin/bash\n# {REQUEST}", *common) == request
     assert request.startswith(f"#!/bin/bash\n# {REQUEST}\n")
@@ -315,7 +315,8 @@ def test_request_and_written_prompt_are_one_thing(trained_run: TrainedRun, capsy
 
 def test_options_of_the_command_line_arrive(trained_run: TrainedRun, capsys: pytest.CaptureFixture[str]) -> None:
     """Each option changes the text as the Python keyword of the same name does."""
-    common = ["--checkpoint", str(trained_run.folder.checkpoint("code", "best")), "--seed", "5", "--max-tokens", "30"]
+    checkpoint = str(trained_run.folder.checkpoint("code", "best"))
+    common = ["--checkpoint", checkpoint, "--seed", "5", "--max-tokens", "30", "--best-of", "1"]
     engine = mlx_codegen.load(trained_run.folder.path)
     meanings: dict[tuple[str, ...], dict[str, Any]] = {
         ("--temperature", "1.7"): {"temperature": 1.7},
@@ -337,7 +338,7 @@ def test_options_of_the_command_line_arrive(trained_run: TrainedRun, capsys: pyt
 
 def test_piped_output_is_text_and_nothing_else(trained_run: TrainedRun) -> None:
     """A real pipe: no colours, no facts, one newline at the end, so that `> script.sh` gives a script."""
-    arguments = ["generate", REQUEST, "--model", str(trained_run.folder.path), "--seed", "5", "--max-tokens", "20"]
+    arguments = ["generate", REQUEST, "--model", str(trained_run.folder.path), "--seed", "5", "--max-tokens", "20", "--best-of=1"]
     done = subprocess.run(
         [sys.executable, "-m", "mlx_codegen", *arguments],
         cwd=ROOT,

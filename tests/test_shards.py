@@ -440,6 +440,16 @@ def test_no_thread_is_left_behind(unbroken: RunFolder) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("shards of")]
 
 
+def test_reading_ahead_that_has_stopped_is_one_line(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Whatever ended the thread: who waits for a shard is told, and does not wait for ever."""
+    phase = settings(write_data_set(tmp_path / "set"))
+    making = maker(prepared(tmp_path / "data", phase, tokenizer), phase, tokenizer)
+    making.close()
+    with pytest.raises(ShardError, match="reading ahead of web has stopped; --resume goes on"):
+        for _ in range(9):
+            making.take()
+
+
 def test_command_says_that_it_streams(
     data_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

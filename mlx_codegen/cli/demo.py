@@ -60,14 +60,15 @@ def train_and_show(again: bool, console: "Console") -> None:
 
 def show_answers(model: Path, console: "Console") -> None:
     """A few scripts and one-line commands, always the same ones."""
-    from mlx_codegen.cli.answer import show_live
+    from mlx_codegen.cli.generate import write_best
+    from mlx_codegen.generation import checked
     from mlx_codegen.generation.engine import find_checkpoint, load
 
     engine = load(find_checkpoint(model))
     for command, prompts in ((False, PROMPTS), (True, COMMANDS)):
         for prompt in prompts:
             console.rule(prompt)
-            show_live(engine.stream(prompt, command=command, temperature=0.3, seed=1), "temperature 0.3 · seed 1")
+            write_best(engine, prompt, checked.BATCH, on_terminal=sys.stdout.isatty(), command=command, seed=1)
 
 
 def _asks_for_training(console: "Console") -> bool:

@@ -23,7 +23,9 @@ def evaluate(
     top_p: Annotated[float, typer.Option("--top-p", help="Draw from the likeliest tokens with this share of probability.")] = 0.9,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer in tokens.")] = 300,
     seed: Annotated[int, typer.Option(help="Same seed, same texts, same figures.")] = 0,
-    seen: Annotated[int, typer.Option(min=0, help="Test prompts of each trained task: with unseen values, and in unseen words.")] = 1,
+    seen: Annotated[
+        int, typer.Option(min=0, help="Test prompts of each trained task: with unseen values, and in unseen words.")
+    ] = 1,
     unseen: Annotated[int, typer.Option(min=0, help="Test prompts of each held-out task.")] = 3,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the report goes. Default: beside the model.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Sandboxes at a time.")] = os.cpu_count() or 1,

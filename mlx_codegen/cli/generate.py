@@ -2,6 +2,7 @@
 
 import secrets
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,8 +52,15 @@ def generate(
         bool | None, typer.Option("--check/--no-check", help="Say what bash and shellcheck think of it. Default on a terminal.")
     ] = None,
     best_of: Annotated[
-        int, typer.Option("--best-of", min=1, max=256, help="Write so many at once, and answer with the best that parses.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--best-of",
+            min=1,
+            max=256,
+            help="Write so many at once, and answer with the best that parses; 1 shows a text as it comes. "
+            "Default: 8, or 1 where nothing is to be chosen (--plain, --stdin, --draft, --temperature 0).",
+        ),
+    ] = None,
     valid: Annotated[bool, typer.Option("--valid", help="Answer with valid bash or not at all.")] = False,
     save: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the script to a new file.")] = None,
     executable: Annotated[bool, typer.Option("--executable", help="With --save: the file may be run.")] = False,
@@ -85,8 +93,10 @@ def generate(
         engine.use_draft(load(find_checkpoint(draft)))
     keywords = {**settings.model_dump(), "command": command, "plain": plain or stdin or None}
     on_terminal = sys.stdout.isatty() and not raw
-    if valid or best_of > 1:
-        script, parses = _write_checked(engine, text, best_of, valid, on_terminal, keywords)
+    count = best_of if best_of is not None else usual_count(engine, keywords)
+    must_parse = valid or (best_of or 1) > 1
+    if valid or count > 1:
+        script, parses = write_best(engine, text, count, valid=valid, must_parse=must_parse, on_terminal=on_terminal, **keywords)
     else:
         script, parses = _write(engine, text, on_terminal, keywords), True
     wants_check = check if check is not None else on_terminal
@@ -96,7 +106,7 @@ def generate(
         save_script(script, save, executable=executable, force=force)
     if run:
         raise typer.Exit(run_in_sandbox(script))
-    if not parses and (check or valid or best_of > 1):
+    if not parses and (check or must_parse):
         raise typer.Exit(NOT_VALID)
 
 
@@ -121,36 +131,52 @@ def _write(engine: "Engine", text: str, on_terminal: bool, keywords: dict[str, A
     return show_live(pieces, f"{engine.origin} · seed {keywords['seed']}") if on_terminal else write_plain(pieces)
 
 
-def _write_checked(
-    engine: "Engine", text: str, count: int, valid: bool, on_terminal: bool, keywords: dict[str, Any]
+def usual_count(engine: "Engine", keywords: dict[str, Any]) -> int:
+    """How many texts are written where nobody says: several of a script, to choose from, if they can differ at all."""
+    from mlx_codegen.generation import checked
+
+    one = engine.phase == "language" or engine.draft is not None or keywords["plain"] or keywords["temperature"] == 0
+    return 1 if one else checked.BATCH
+
+
+def write_best(
+    engine: "Engine", text: str, count: int, *, valid: bool = False, must_parse: bool = False, on_terminal: bool, **keywords: Any
 ) -> tuple[str, bool]:
-    """Writes several and shows the best; raises Exit where none parses."""
+    """Writes several and shows the best; returns it, and whether it parses.
+
+    Where none parses, it is the likeliest, or with `must_parse` nothing: raises Exit.
+    """
     from mlx_codegen.cli.answer import show_text, write_plain
     from mlx_codegen.generation import checked
 
-    # With --valid, whole batches until one is good; with --best-of as well, batches of that size
-    chosen = (
-        checked.valid(engine, text, batch=max(count, checked.BATCH), **keywords)
-        if valid
-        else checked.best_of(engine, text, count, **keywords)
-    )
+    with _telling(f"writing {count}, to keep the best") if on_terminal else nullcontext():
+        # With --valid, whole batches until one is good; with --best-of as well, batches of that size
+        chosen = (
+            checked.valid(engine, text, batch=max(count, checked.BATCH), **keywords)
+            if valid
+            else checked.best_of(engine, text, count, **keywords)
+        )
     if chosen.best is None:
         print(f"none of {chosen.written} texts is valid bash; ask in other words, or at a lower --temperature", file=sys.stderr)
-        raise typer.Exit(NOT_VALID)
-    script = chosen.best.completion.text
+        if must_parse:
+            raise typer.Exit(NOT_VALID)
+    script = chosen.best.completion.text if chosen.best is not None else chosen.likeliest.text
     if on_terminal:
         show_text(script)
-        _show_facts(chosen, engine.origin)
+        _show_facts(chosen, engine.origin, keywords["seed"])
     else:
         write_plain([script])
-    return script, True
+    return script, chosen.best is not None
 
 
-def _show_facts(chosen: "Chosen", origin: str) -> None:
+def _telling(what: str) -> AbstractContextManager[Any]:
     from rich.console import Console
 
-    assert chosen.best is not None
-    facts = (
-        f"best of {chosen.written} · {chosen.failed} did not parse · {chosen.tokens} tokens · {origin} · seed {chosen.best.seed}"
-    )
+    return Console(stderr=True).status(what)
+
+
+def _show_facts(chosen: "Chosen", origin: str, seed: int) -> None:
+    from rich.console import Console
+
+    facts = f"best of {chosen.written} · {chosen.failed} did not parse · {chosen.tokens} tokens · {origin} · seed {seed}"
     Console().print(facts, style="dim", highlight=False)

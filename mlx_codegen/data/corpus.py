@@ -169,6 +169,9 @@ prompts:
   - "number of files in {{{{ dir }}}}"
   - "{{{{ dir }}}}: tell me how many files there are"
   - "I would like to know how many files {{{{ dir }}}} holds"
+unseen_prompts:
+  - "Tell me the number of files somewhere"
+  - "Is there a way to count what files {{{{ dir }}}} has?"
 slots:
   dir: {{type: directory, default: "${{1:-.}}"}}
 variants: {{log: }}
@@ -198,6 +201,9 @@ prompts:
   - "{{{{ dir }}}}: tell me how many files there are"
   - "I would like to know how many files {{{{ dir }}}} holds"
   - "{{{{ lead }}}} print the number of files in {{{{ dir }}}}"
+unseen_prompts:
+  - "Files here, counted"
+  - "What number of files does {{{{ dir }}}} have?"
 slots:
   dir: {{type: directory, default: .}}
 script: |

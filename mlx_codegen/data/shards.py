@@ -87,10 +87,16 @@ class ShardMaker:
 
     def take(self) -> Shard:
         """The next shard. Raises ShardError where it cannot be had."""
-        ready = self._ready.get()
-        if isinstance(ready, BaseException):
-            raise ready
-        return ready
+        while True:
+            try:
+                ready = self._ready.get(timeout=1)
+            except queue.Empty:
+                if not self._thread.is_alive():  # then nobody will ever put one there
+                    raise ShardError(f"reading ahead of {self._origin.source.name} has stopped; --resume goes on") from None
+            else:
+                if isinstance(ready, BaseException):
+                    raise ready
+                return ready
 
     def close(self) -> None:
         """Stop making shards. What is ready stays on disk."""

@@ -8,7 +8,7 @@ from mlx_codegen.generation.engine import Completion, Engine
 from mlx_codegen.generation.verify import Finding, shellcheck, shellcheck_path, syntax_error
 
 BATCH = 8
-"""Texts that `valid` writes at once: one is nearly always good, and eight cost a CPU little more than one."""
+"""Texts that `valid` and `generate` write at once: one is nearly always good, and eight cost a CPU little more than one."""
 MOST_BATCHES = 8
 WORTH = {"error": 4.0, "warning": 2.0, "info": 0.5, "style": 0.25}
 """What a finding of shellcheck costs in the ranking, in nats of mean log-probability: findings count first."""
@@ -36,6 +36,8 @@ class Chosen:
 
     best: Candidate | None
     """None if no text parsed."""
+    likeliest: Completion
+    """The text that the model was surest of, whether it parses or not."""
     written: int
     failed: int
     """Texts that `bash -n` refused."""
@@ -51,7 +53,8 @@ def best_of(engine: Engine, prompt: str, count: int, seed: int | None = None, **
     candidates = check(completions, seeds)
     good = [candidate for candidate in candidates if candidate.error is None]
     best = max(good, key=lambda candidate: candidate.rank, default=None)
-    return Chosen(best, count, count - len(good), sum(completion.tokens for completion in completions))
+    likeliest = max(completions, key=lambda completion: completion.mean_logprob)
+    return Chosen(best, likeliest, count, count - len(good), sum(completion.tokens for completion in completions))
 
 
 def valid(engine: Engine, prompt: str, seed: int | None = None, batch: int = BATCH, **keywords: Any) -> Chosen:
@@ -60,13 +63,14 @@ def valid(engine: Engine, prompt: str, seed: int | None = None, batch: int = BAT
     `best` is None if nothing parsed in all the batches.
     """
     first = secrets.randbits(32) if seed is None else seed
-    written = failed = tokens = 0
-    for number in range(MOST_BATCHES):
-        chosen = best_of(engine, prompt, batch, first + number * batch, **keywords)
-        written, failed, tokens = written + chosen.written, failed + chosen.failed, tokens + chosen.tokens
+    chosen = best_of(engine, prompt, batch, first, **keywords)
+    for number in range(1, MOST_BATCHES):
         if chosen.best is not None:
-            return Chosen(chosen.best, written, failed, tokens)
-    return Chosen(None, written, failed, tokens)
+            break
+        more = best_of(engine, prompt, batch, first + number * batch, **keywords)
+        written, failed = chosen.written + more.written, chosen.failed + more.failed
+        chosen = replace(more, written=written, failed=failed, tokens=chosen.tokens + more.tokens)
+    return chosen
 
 
 def check(completions: list[Completion], seeds: list[int]) -> list[Candidate]:
