@@ -15,7 +15,7 @@ from tiny_run import TrainedRun
 import mlx_codegen
 from mlx_codegen.cli.main import run as command_line
 from mlx_codegen.data.tasks import Rendering, Task, load_tasks, render_check
-from mlx_codegen.evaluation.accepted import measure_accepted
+from mlx_codegen.evaluation.answers import measure_answers
 from mlx_codegen.evaluation.commands import add_pair_figures
 from mlx_codegen.evaluation.context import Context, Settings
 from mlx_codegen.evaluation.figures import Figure, PartResult, mean_of, pass_at_k
@@ -25,7 +25,8 @@ from mlx_codegen.evaluation.samples import Sample, draw_samples, held_out_render
 from mlx_codegen.evaluation.sandbox import why_unavailable
 from mlx_codegen.evaluation.syntax import checks_arguments, is_shell, repeated_share, syntax_figures
 from mlx_codegen.evaluation.training_texts import TrainingTexts
-from mlx_codegen.generation.engine import Completion
+from mlx_codegen.generation.checked import Candidate, Chosen
+from mlx_codegen.generation.engine import Completion, Engine
 from mlx_codegen.generation.prompts import prompt_text
 
 FOLDER = Path(__file__).parents[1] / "data" / "bash"
@@ -206,16 +207,27 @@ def test_evaluate_command(trained_run: TrainedRun, tmp_path: Path, capfd: pytest
     assert f"no such part; there are: {', '.join(PARTS)}" in capfd.readouterr().err
 
 
-def test_accepted_answers_are_counted_with_their_cost(trained_run: TrainedRun) -> None:
-    """Tokens are those of all texts that were written until one parsed."""
+@needs_sandbox
+def test_answers_are_those_of_generate(trained_run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best of eight is parsed and run; all that was written for it is counted; and a model that knows scores."""
     engine = mlx_codegen.load(trained_run.folder.path)
-    context = Context(engine, [], Settings(seed=1, max_tokens=10))
+    context = Context(engine, TASKS, Settings(seed=1, max_tokens=10))
     context.renderings = sorted(RENDERINGS, key=lambda r: len(r.prompt))[:3]
-    figures = measure_accepted(context).figures
-    assert figures["prompts that get valid bash"].samples == 3
-    accepted = figures["tokens written for an accepted text"]
-    assert accepted.samples == round(3 * figures["prompts that get valid bash"].value)
-    assert accepted.samples == 0 or accepted.value > 8
+    figures = measure_answers(context).figures
+    assert figures["valid bash"].samples == 3 == figures["tokens written for an answer"].samples
+    assert figures["tokens written for an answer"].value > 8 and 0 <= figures["texts that did not parse"].value <= 1
+
+    def knows(engine: Engine, prompt: str, count: int, seed: int, **keywords: object) -> Chosen:
+        rendering = next(r for r in context.renderings if r.prompt == prompt)
+        completion = sample_of(rendering, good_answer(rendering)).completion
+        return Chosen(Candidate(completion, seed, None), completion, count, 2, 80)
+
+    monkeypatch.setattr("mlx_codegen.evaluation.answers.best_of", knows)
+    context.renderings = [r for r in RENDERINGS if r.unseen_wording][:3] + [r for r in RENDERINGS if not r.unseen_wording][:3]
+    figures = measure_answers(context).figures
+    right = {name: figure.value for name, figure in figures.items() if name.startswith("right") and figure.samples}
+    assert set(right.values()) == {1.0} and "right, seen tasks, unseen wordings" in right
+    assert figures["texts that did not parse"].value == 0.25 and figures["tokens written for an answer"].value == 80
 
 
 def test_texts_are_drawn_as_the_settings_say(trained_run: TrainedRun) -> None:
@@ -247,6 +259,9 @@ def test_setup_and_check_of_a_test_prompt_render() -> None:
         ("docker ps", True),
         ("Once upon a time there was a little girl", False),
         ("The dog was happy and\nthe cat was sad\nlet us go home", False),
+        ("cat > ci.yml << 'EOF'\nname: ci\nsteps\nmore steps\nEOF\necho done", True),
+        ('psql -c "\nSELECT a\nFROM b\nORDER BY c;"', True),
+        ('He said "come\nhome with me\nnow" and she\nwent home happily', False),
         ("", False),
     ],
 )

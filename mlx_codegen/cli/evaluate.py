@@ -39,8 +39,8 @@ def evaluate(
     Parts: perplexity (how well unseen text is foretold), syntax (do scripts parse, does shellcheck find anything),
     function (they are run and checked), commands (held-out one-line commands beside those that people wrote), probes
     (small questions with one right answer: brackets, keywords, indentation, patterns, English), bilingual (English
-    before and after the code phase); only when asked for: accepted (what --valid gives), python (functions that pass
-    their tests, for models trained on Python).
+    before and after the code phase); only when asked for: answers (the best of eight, as generate answers), python
+    (functions that pass their tests, for models trained on Python).
 
     Example: mlx-codegen evaluate runs/tiny --only syntax --samples 2
     """

@@ -49,7 +49,8 @@ def _is_of(category: str, sample: Sample) -> bool:
     return sample.rendering.category == category
 
 
-def _has_unseen_values(sample: Sample) -> bool:
+def has_unseen_values(sample: Sample) -> bool:
+    """A prompt in words of training, of a task of training, with values that were not there."""
     return not sample.unseen_task and not sample.rendering.unseen_wording
 
 
@@ -66,7 +67,7 @@ def functional_figures(samples: list[Sample], passed: list[bool], per_prompt: in
         return mean_of(chances, target=target)
 
     for k in sorted({1, per_prompt}):
-        result.figures[f"pass@{k}, seen tasks, unseen values"] = figure(k, _has_unseen_values, 0.7 if k == 1 else None)
+        result.figures[f"pass@{k}, seen tasks, unseen values"] = figure(k, has_unseen_values, 0.7 if k == 1 else None)
         if any(sample.rendering.unseen_wording for sample in samples):
             result.figures[f"pass@{k}, seen tasks, unseen wordings"] = figure(k, lambda s: s.rendering.unseen_wording)
         result.figures[f"pass@{k}, unseen tasks"] = figure(k, lambda s: s.unseen_task)

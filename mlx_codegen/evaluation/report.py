@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mlx_codegen.errors import UserError
-from mlx_codegen.evaluation.accepted import measure_accepted
+from mlx_codegen.evaluation.answers import measure_answers
 from mlx_codegen.evaluation.bilingual import measure_bilingual
 from mlx_codegen.evaluation.commands import measure_commands
 from mlx_codegen.evaluation.context import Context, Settings
@@ -28,11 +28,11 @@ PARTS: dict[str, Callable[[Context], PartResult]] = {
     "commands": measure_commands,
     "bilingual": measure_bilingual,
     "probes": measure_probes,
-    "accepted": measure_accepted,
+    "answers": measure_answers,
     "python": measure_python,
 }
-RARE_PARTS = ("accepted", "python")
-"""Measured only when asked for: `accepted` writes eight texts and more for every prompt, `python` is for models of Python."""
+RARE_PARTS = ("answers", "python")
+"""Measured only when asked for: `answers` writes eight texts for each of 300 prompts, `python` is for models of Python."""
 USUAL_PARTS = tuple(part for part in PARTS if part not in RARE_PARTS)
 
 

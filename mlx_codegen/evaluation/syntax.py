@@ -42,6 +42,10 @@ def answer_code(sample: Sample) -> str:
     return "\n".join(lines)
 
 
+_HERE_DOCUMENT = re.compile(r"(<<-?\s*(['\"]?)(\w+)\2.*)\n(?:.*\n)*?\s*\3(?=\n|$)")
+_STRING = re.compile(r'"(?:\\.|[^"\\])*"', re.S)
+
+
 def is_valid(sample: Sample) -> bool:
     """Whether it parses and is shell at all: an empty answer, one that only repeats its prompt, and prose are no scripts."""
     return is_shell(answer_code(sample)) and syntax_error(sample.script) is None
@@ -51,8 +55,10 @@ def is_shell(code: str) -> bool:
     """Whether at least half of the lines look like bash or begin with a command that exists.
 
     Words without quotes parse as the call of a command: of the texts of a model that knows English alone, bash accepts 80 %.
+    What a script writes or hands on (here-documents, strings of several lines) may be of any language.
     """
-    lines = code.splitlines()
+    code = _HERE_DOCUMENT.sub(r"\1", code)
+    lines = _STRING.sub(lambda string: string[0].replace("\n", " "), code).splitlines()
     shell = [line for line in lines if looks_like_bash(line) or _begins_with_command(line)]
     return bool(lines) and 2 * len(shell) >= len(lines)
 
