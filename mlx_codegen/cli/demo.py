@@ -12,8 +12,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-PROMPTS = ("Create a backup script", "Check disk space and warn when it is low", "Create a new user")
-COMMANDS = ("Find all empty files in /tmp", "Find all .txt files larger than 10M")
+PROMPTS = ("Create a backup script", "Check disk space and warn when it is low", "Find the 10 largest files in /var")
+COMMANDS = ("Find all empty files in /tmp", "Show disk usage of /home")
 
 
 def demo(
