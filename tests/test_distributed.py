@@ -298,7 +298,9 @@ def test_a_killed_rank_ends_the_job_and_its_checkpoint_is_good(prepared_run: Pat
         (status, _, errors), _ = ranks.results()
     assert time.monotonic() - killed < 15
     assert status == 2
-    assert errors.startswith("error: rank 1 (") and "--resume" in errors and errors.count("\n") == 1
+    # MLX's ring may get a word in, now and then, while the process ends
+    lines = [line for line in errors.splitlines() if line and not line.startswith("[ring]")]
+    assert len(lines) == 1 and lines[0].startswith("error: rank 1 (") and "--resume" in lines[0]
     assert load_checkpoint(first.checkpoint("code", "last")).progress.step >= 6
     assert second.config_file.exists() and (second.data("code") / "manifest.json").exists()
     assert not second.holds_checkpoints() and not second.metrics_file.exists()
